@@ -1,0 +1,275 @@
+//! The device trait and its request types.
+//!
+//! Semantics every implementation keeps, and every user may rely on:
+//!
+//! * `submit` never waits for the medium; the result is taken with [`Pending::wait`].
+//! * Requests in flight at the same time are unordered. Order is made by waiting.
+//! * A completed write is *visible* to later reads, but *durable* only when a flush that was
+//!   submitted after its completion has completed, or when it was itself a FUA write.
+//! * A write that failed leaves its range undefined: old, new, or a mixture per sector.
+//! * Offsets and lengths are multiples of [`Capabilities::logical_sector`]; anything else fails
+//!   with [`ErrorKind::Misaligned`] and touches nothing.
+
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::AlignedBuf;
+
+/// What a device can do. Read once when the device is opened; [`size_bytes`] may grow later
+/// (see [`BlockDevice::refresh_size`]).
+///
+/// [`size_bytes`]: Capabilities::size_bytes
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Usable size in bytes.
+    pub size_bytes: u64,
+    /// Smallest addressable unit in bytes (512 or 4096).
+    pub logical_sector: u32,
+    /// Unit below which the device does read-modify-write, in bytes.
+    pub physical_sector: u32,
+    /// Largest aligned write that a power cut leaves whole, in bytes; at least the logical sector.
+    pub atomic_write_unit: u32,
+    /// Completed writes may still be lost in a power cut until flushed.
+    pub volatile_write_cache: bool,
+    /// Discard is supported (a discarded range reads as anything until written).
+    pub discard: bool,
+    /// Persistent reservations can fence other hosts.
+    pub reservations: bool,
+    /// I/O bypasses the host's page cache. `false` is flagged to the user: data may be cached
+    /// twice, and errors of earlier writes surface only at the flush.
+    pub direct: bool,
+    /// This handle holds an exclusive lock on the very descriptor used for I/O, so no I/O of an
+    /// earlier local owner can still be in flight (rule R2).
+    pub exclusive: bool,
+    /// Largest request in bytes; longer ones are split by the implementation.
+    pub max_transfer: u32,
+}
+
+/// Priority class of a request. Implementations may keep a queue per class; order is never implied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IoClass {
+    /// Journal records and root slots: somebody waits in fsync.
+    Log,
+    /// Reads and writes somebody waits for.
+    Data,
+    /// Speculative reads.
+    ReadAhead,
+    /// Writeback, checkpoints, scrubbing.
+    Background,
+}
+
+/// One operation. Buffers are owned by the request until it completes.
+#[derive(Debug)]
+pub enum Op {
+    /// Fill the buffers, in order, from `offset`.
+    Read {
+        /// Byte offset on the device.
+        offset: u64,
+        /// Destination; total length is the length read.
+        bufs: Vec<AlignedBuf>,
+    },
+    /// Write the buffers, in order, at `offset`.
+    Write {
+        /// Byte offset on the device.
+        offset: u64,
+        /// Source; total length is the length written.
+        bufs: Vec<AlignedBuf>,
+        /// Durable on completion (this write only, not earlier ones).
+        fua: bool,
+    },
+    /// Make every write that completed before this was submitted durable.
+    Flush,
+    /// The range's content is no longer needed.
+    Discard {
+        /// Byte offset on the device.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+/// An operation with its class.
+#[derive(Debug)]
+pub struct Request {
+    /// What to do.
+    pub op: Op,
+    /// How urgent it is.
+    pub class: IoClass,
+}
+
+impl Request {
+    /// A read into `bufs`.
+    pub fn read(offset: u64, bufs: Vec<AlignedBuf>, class: IoClass) -> Self {
+        Self { op: Op::Read { offset, bufs }, class }
+    }
+    /// A write of `bufs`.
+    pub fn write(offset: u64, bufs: Vec<AlignedBuf>, fua: bool, class: IoClass) -> Self {
+        Self { op: Op::Write { offset, bufs, fua }, class }
+    }
+    /// A flush.
+    pub fn flush() -> Self {
+        Self { op: Op::Flush, class: IoClass::Log }
+    }
+}
+
+/// Outcome of a request; the buffers come back whatever happened.
+#[derive(Debug)]
+pub struct Completion {
+    /// The request's buffers (empty for flush and discard). Undefined content after a failed read.
+    pub bufs: Vec<AlignedBuf>,
+    /// All of the request was done, or why not.
+    pub result: Result<(), DeviceError>,
+}
+
+/// Class of a device error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The medium or the transport failed.
+    Io,
+    /// The backing store has no room (thin-provisioned device or image file).
+    NoSpace,
+    /// Fewer bytes were transferred than asked for, without a reason.
+    Short,
+    /// Offset or length is not a multiple of the sector, or lies beyond the end.
+    Misaligned,
+    /// The device refuses this operation (read-only, fenced, unsupported).
+    Refused,
+}
+
+/// A failed request.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{op} of {len} bytes at offset {offset} of {device}: {kind:?}{}", os_text(*.errno))]
+pub struct DeviceError {
+    /// Name of the device as the user knows it.
+    pub device: Arc<str>,
+    /// "read", "write", "flush" or "discard".
+    pub op: &'static str,
+    /// Byte offset of the request.
+    pub offset: u64,
+    /// Length of the request in bytes.
+    pub len: u64,
+    /// Class of the error.
+    pub kind: ErrorKind,
+    /// The operating system's errno, 0 if there was none.
+    pub errno: i32,
+}
+
+fn os_text(errno: i32) -> String {
+    if errno == 0 { String::new() } else { format!(" ({})", std::io::Error::from_raw_os_error(errno)) }
+}
+
+/// A block device. All methods may be called from any thread.
+pub trait BlockDevice: Send + Sync + fmt::Debug {
+    /// Name for messages (a path, "ram", "sim").
+    fn name(&self) -> Arc<str>;
+
+    /// What the device can do. Never blocks.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Starts `requests`; the order of the result is the order of the requests. Blocks only while
+    /// the submission queue is full.
+    fn submit(&self, requests: Vec<Request>) -> Vec<Pending>;
+
+    /// Looks at the size again (a grown device or image) and returns the new capabilities.
+    fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
+        Ok(self.capabilities())
+    }
+
+    /// Submits one request and waits for it.
+    fn execute(&self, request: Request) -> Completion {
+        let mut pending = self.submit(vec![request]);
+        match pending.pop() {
+            Some(p) => p.wait(),
+            None => unreachable!("submit returns one pending entry per request"),
+        }
+    }
+
+    /// Reads into `buf` and waits.
+    fn read_at(&self, offset: u64, buf: AlignedBuf, class: IoClass) -> Result<AlignedBuf, DeviceError> {
+        let mut c = self.execute(Request::read(offset, vec![buf], class));
+        c.result?;
+        Ok(c.bufs.pop().expect("a completion returns its request's buffers"))
+    }
+
+    /// Writes `buf` and waits; the buffer is dropped.
+    fn write_at(&self, offset: u64, buf: AlignedBuf, fua: bool, class: IoClass) -> Result<(), DeviceError> {
+        self.execute(Request::write(offset, vec![buf], fua, class)).result
+    }
+
+    /// Flushes and waits: every write completed before this call is durable after it.
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.execute(Request::flush()).result
+    }
+}
+
+/// A submitted request. Dropping it without waiting leaves the request running; its buffers are
+/// freed when it completes.
+pub struct Pending(Inner);
+
+enum Inner {
+    /// Completed when it was submitted.
+    Ready(Box<Completion>),
+    /// Completed by another thread.
+    Shared(Arc<Slot>),
+    /// The waiter drives the completion (for instance reaps a ring).
+    Driven(Box<dyn FnOnce() -> Completion + Send>),
+}
+
+/// Where a completing thread leaves the result for the waiter.
+#[derive(Default)]
+pub(crate) struct Slot {
+    done: Mutex<Option<Completion>>,
+    cond: Condvar,
+}
+
+impl Slot {
+    /// Hands over the result and wakes the waiter.
+    #[allow(dead_code)]
+    pub(crate) fn complete(&self, completion: Completion) {
+        *self.done.lock() = Some(completion);
+        self.cond.notify_all();
+    }
+}
+
+impl Pending {
+    /// A request that is already complete.
+    pub fn ready(completion: Completion) -> Self {
+        Self(Inner::Ready(Box::new(completion)))
+    }
+
+    /// A request that another thread completes through the slot.
+    #[allow(dead_code)]
+    pub(crate) fn shared(slot: Arc<Slot>) -> Self {
+        Self(Inner::Shared(slot))
+    }
+
+    /// A request whose completion is driven by whoever waits for it.
+    pub fn driven(wait: impl FnOnce() -> Completion + Send + 'static) -> Self {
+        Self(Inner::Driven(Box::new(wait)))
+    }
+
+    /// Blocks until the request is complete.
+    pub fn wait(self) -> Completion {
+        match self.0 {
+            Inner::Ready(c) => *c,
+            Inner::Driven(f) => f(),
+            Inner::Shared(slot) => {
+                let mut done = slot.done.lock();
+                loop {
+                    if let Some(c) = done.take() {
+                        return c;
+                    }
+                    slot.cond.wait(&mut done);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending")
+    }
+}

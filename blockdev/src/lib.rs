@@ -1,0 +1,13 @@
+//! Block devices for dbfs.
+//!
+//! One trait, [`BlockDevice`], hides what the volume lives on. Requests own their buffers
+//! ([`AlignedBuf`]), are submitted without waiting, and are completed through [`Pending::wait`].
+//! Nothing in this crate knows about files or the on-disk format.
+
+mod aligned;
+mod device;
+
+pub use aligned::AlignedBuf;
+pub use device::{
+    BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
+};

@@ -1,0 +1,2 @@
+//! The `dbfs` command.
+fn main() {}
