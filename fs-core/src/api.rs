@@ -1,0 +1,233 @@
+//! The operations of a file system, as its front ends (FUSE, later shmq and the library user) see
+//! them. The engine implements [`FsOps`]; so does the reference model that the engine is tested
+//! against.
+//!
+//! Permission checks are the caller's business (FUSE mounts with `default_permissions`); these
+//! methods check what only the file system can know. All methods may block on device I/O, may be
+//! called from any thread, and return [`FsError`](crate::FsError) whose `errno()` is the POSIX
+//! answer.
+
+use crate::error::Result;
+use crate::types::Ino;
+
+/// Seconds and nanoseconds since 1970, as `struct timespec`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Seconds; negative before 1970.
+    pub secs: i64,
+    /// Nanoseconds, below 1,000,000,000.
+    pub nanos: u32,
+}
+
+/// Type of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileType {
+    /// Regular file.
+    Regular,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Block device node.
+    BlockDevice,
+    /// Character device node.
+    CharDevice,
+    /// Named pipe.
+    Fifo,
+    /// Unix socket.
+    Socket,
+}
+
+/// Attributes of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// Generation, for file handles; inode numbers are never reused, so it is always 0.
+    pub generation: u64,
+    /// Type.
+    pub kind: FileType,
+    /// Permission bits, including setuid, setgid and sticky (07777).
+    pub perm: u32,
+    /// Number of names. A directory counts itself, its "." and its subdirectories' "..".
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated space in 512-byte units.
+    pub blocks: u64,
+    /// Last access (relatime).
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Creation.
+    pub btime: Timestamp,
+}
+
+/// Who creates a file: becomes its owner (group of a setgid directory excepted).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present time.
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+/// Attributes to change; `None` leaves one as it is. All changes are one atomic change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// New permission bits (07777).
+    pub perm: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// Truncate or extend to this size.
+    pub size: Option<u64>,
+    /// New access time.
+    pub atime: Option<SetTime>,
+    /// New modification time.
+    pub mtime: Option<SetTime>,
+}
+
+/// How a read or write is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoFlags {
+    /// Past the page cache (O_DIRECT). A direct write is atomic as a whole (contract C2).
+    pub direct: bool,
+    /// Durable before it returns (O_DSYNC, or O_SYNC with `sync`).
+    pub dsync: bool,
+    /// With `dsync`: the inode's times are made durable too (O_SYNC).
+    pub sync: bool,
+    /// Clear setuid and setgid (the writer is not privileged).
+    pub kill_priv: bool,
+}
+
+/// Flags of rename, as renameat2(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// Fail with EEXIST if the target exists.
+    pub no_replace: bool,
+    /// Swap the two names.
+    pub exchange: bool,
+}
+
+/// Modes of fallocate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallocate {
+    /// Reserve space; the size grows if needed.
+    Allocate,
+    /// Reserve space, the size stays.
+    KeepSize,
+}
+
+/// One directory entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Inode the name leads to.
+    pub ino: Ino,
+    /// Its type.
+    pub kind: FileType,
+    /// Continue behind this entry with this cookie.
+    pub next_cookie: u64,
+    /// The name.
+    pub name: Vec<u8>,
+}
+
+/// Numbers for statfs(2), in units of `block_size`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatFs {
+    /// Unit in bytes.
+    pub block_size: u32,
+    /// Size of the volume without what only the file system may use.
+    pub blocks: u64,
+    /// Free.
+    pub bfree: u64,
+    /// Free for users.
+    pub bavail: u64,
+    /// Inodes that exist and could exist.
+    pub files: u64,
+    /// Inodes that could still be made.
+    pub ffree: u64,
+    /// Longest name in bytes.
+    pub namelen: u32,
+}
+
+/// A file system.
+pub trait FsOps: Send + Sync {
+    /// Finds `name` in directory `parent`.
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr>;
+    /// Attributes of `ino`; ESTALE if it does not exist.
+    fn getattr(&self, ino: Ino) -> Result<Attr>;
+    /// Changes attributes.
+    fn setattr(&self, ino: Ino, changes: &SetAttr) -> Result<Attr>;
+    /// Target of a symbolic link.
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>>;
+    /// Makes a regular file, device node, fifo or socket. EEXIST if the name is taken.
+    fn mknod(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        kind: FileType,
+        perm: u32,
+        rdev: u32,
+        owner: Owner,
+    ) -> Result<Attr>;
+    /// Makes a directory.
+    fn mkdir(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr>;
+    /// Makes a symbolic link.
+    fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Owner) -> Result<Attr>;
+    /// Gives `ino` another name.
+    fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr>;
+    /// Removes a name that is not a directory. The inode lives on while open.
+    fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()>;
+    /// Removes an empty directory.
+    fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()>;
+    /// Moves a name, replacing the target atomically.
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()>;
+    /// Counts an open of `ino`; each is matched by one [`close`](Self::close).
+    fn open(&self, ino: Ino) -> Result<Attr>;
+    /// Makes a regular file and opens it, as one step. EEXIST if the name is taken.
+    fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr>;
+    /// Ends an open. The last close of an unlinked inode frees it.
+    fn close(&self, ino: Ino);
+    /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
+    fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], flags: IoFlags) -> Result<usize>;
+    /// Writes all of `data` at `offset`.
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize>;
+    /// Makes the file's data (and, unless `datasync`, its attributes) and every earlier change of
+    /// the name space durable.
+    fn fsync(&self, ino: Ino, datasync: bool) -> Result<()>;
+    /// Reserves space.
+    fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()>;
+    /// Lists `ino` from `cookie` (0: from the start), including "." and "..", until `emit`
+    /// returns false. An entry for which it returned false is listed again next time.
+    fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()>;
+    /// Space and inode numbers.
+    fn statfs(&self) -> Result<StatFs>;
+    /// Makes everything durable.
+    fn sync_all(&self) -> Result<()>;
+}
