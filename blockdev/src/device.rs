@@ -177,6 +177,10 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
         Ok(self.capabilities())
     }
 
+    /// Notes a named moment ("checkpoint begin") in the history that a recording device keeps; all
+    /// others ignore it. Never fails, never blocks on the medium.
+    fn mark(&self, _name: &str) {}
+
     /// Submits one request and waits for it.
     fn execute(&self, request: Request) -> Completion {
         let mut pending = self.submit(vec![request]);

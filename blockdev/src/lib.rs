@@ -5,9 +5,15 @@
 //! Nothing in this crate knows about files or the on-disk format.
 
 mod aligned;
+mod check;
 mod device;
+mod ram;
+mod rng;
+pub mod sim;
+mod sparse;
 
 pub use aligned::AlignedBuf;
 pub use device::{
     BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
 };
+pub use ram::RamDevice;
