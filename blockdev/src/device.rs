@@ -230,7 +230,6 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// Hands over the result and wakes the waiter.
-    #[allow(dead_code)]
     pub(crate) fn complete(&self, completion: Completion) {
         *self.done.lock() = Some(completion);
         self.cond.notify_all();
@@ -244,7 +243,6 @@ impl Pending {
     }
 
     /// A request that another thread completes through the slot.
-    #[allow(dead_code)]
     pub(crate) fn shared(slot: Arc<Slot>) -> Self {
         Self(Inner::Shared(slot))
     }

@@ -7,6 +7,7 @@
 mod aligned;
 mod check;
 mod device;
+mod file;
 mod ram;
 mod rng;
 pub mod sim;
@@ -16,4 +17,5 @@ pub use aligned::AlignedBuf;
 pub use device::{
     BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
 };
+pub use file::{Direct, Engine, FileDevice, OpenError, OpenOptions};
 pub use ram::RamDevice;

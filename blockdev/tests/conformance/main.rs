@@ -3,8 +3,12 @@
 mod suite;
 
 use dbfs_blockdev::sim::{Discarded, SimDevice, SimOptions};
-use dbfs_blockdev::{BlockDevice, RamDevice};
+use dbfs_blockdev::{
+    BlockDevice, Capabilities, DeviceError, Direct, Engine, FileDevice, OpenOptions, Pending, RamDevice,
+    Request,
+};
 use std::sync::Arc;
+use tempfile::TempDir;
 
 const SIZE: u64 = 64 << 20;
 
@@ -40,6 +44,44 @@ fn sim(discarded: Discarded) -> Made<()> {
     (Arc::new(SimDevice::with_options(SimOptions { discarded, ..SimOptions::new(SIZE, 1) })), ())
 }
 
+fn file(engine: Engine, direct: Direct) -> Made<TempDir> {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("image");
+    std::fs::File::create(&path).and_then(|f| f.set_len(SIZE)).expect("image");
+    let options = OpenOptions { engine, direct, ..OpenOptions::default() };
+    let device = FileDevice::open(&path, &options).expect("open");
+    assert!(engine == Engine::Auto || device.engine() == engine);
+    (Arc::new(device), dir)
+}
+
+/// Takes every request through `submit`, even where the device has a shorter way for a single one.
+#[derive(Debug)]
+struct Submitted(Arc<dyn BlockDevice>);
+
+impl BlockDevice for Submitted {
+    fn name(&self) -> Arc<str> {
+        self.0.name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
+        self.0.submit(requests)
+    }
+    fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
+        self.0.refresh_size()
+    }
+}
+
+fn submitted<K>((device, keep): Made<K>) -> Made<K> {
+    (Arc::new(Submitted(device)), keep)
+}
+
+conformance!(file_auto, || file(Engine::Auto, Direct::Auto));
+conformance!(file_auto_buffered, || file(Engine::Auto, Direct::Off));
+conformance!(file_uring, || submitted(file(Engine::Uring, Direct::Auto)));
+conformance!(file_uring_buffered, || submitted(file(Engine::Uring, Direct::Off)));
+conformance!(file_threads, || submitted(file(Engine::Pread, Direct::Auto)));
 conformance!(ram_512, || ram(512));
 conformance!(ram_4096, || ram(4096));
 conformance!(sim_mixed, || sim(Discarded::Mixed));
