@@ -188,7 +188,7 @@ fn requests_may_be_waited_for_by_other_threads_and_outlive_their_submitter() {
             thread::spawn(move || receive.into_iter().flatten().map(|p| p.wait().result.unwrap()).count());
         submitters.into_iter().for_each(|s| s.join().unwrap());
         assert_eq!(waiter.join().unwrap(), 3 * 8 * 200);
-        let read = |i| Request::read(i * 4096, vec![filled(0)], IoClass::Data);
+        let read = |i: u64| Request::read(i * 4096, vec![filled(0)], IoClass::Data);
         for (i, pending) in device.submit((0..9600).map(read).collect()).into_iter().enumerate() {
             let done = pending.wait();
             done.result.unwrap();
