@@ -1,2 +1,59 @@
-//! Project chores.
-fn main() {}
+//! `cargo xtask`: everything that is done with dbfs from outside of it.
+//!
+//! The commands install what they lack, build what they need, and clean up behind themselves.
+
+mod cargo;
+mod cleanup;
+mod cmd;
+mod demo;
+mod deps;
+mod paths;
+mod pg;
+mod privilege;
+mod proc;
+mod rng;
+mod suites;
+mod target;
+mod testcmd;
+mod tools;
+mod workdir;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Demo, tests, soak runs and benchmarks of dbfs")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check for the programs that the other commands need, and install what is missing
+    Deps,
+    /// Run PostgreSQL on a fresh volume, kill everything in the middle, recover and verify
+    Demo(demo::Args),
+    /// Run all tests that need no long run
+    Test(testcmd::Args),
+    /// Run single suites of real programs on a mounted volume
+    Suite(suites::Args),
+}
+
+fn main() {
+    cleanup::install_signal_handler();
+    let outcome = run(Cli::parse().command);
+    if let Err(error) = outcome {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Deps => deps::ensure(deps::EVERYTHING),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => testcmd::run(&args),
+        Command::Suite(args) => suites::command(&args),
+    }
+}
