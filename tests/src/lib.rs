@@ -1,1 +1,9 @@
-//! Placeholder while the crate is being built.
+//! Whole-system tests of dbfs: the reference model, random histories, crashes, faults, mutants.
+
+pub mod clock;
+pub mod crash;
+pub mod model;
+pub mod ops;
+pub mod rng;
+pub mod run;
+pub mod subjects;

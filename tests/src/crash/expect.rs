@@ -1,0 +1,122 @@
+//! What a power cut at one moment of a run may leave.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use fs_core::Ino;
+
+use crate::model::{Node, State};
+use crate::run::{InoMap, Lockstep, Promise, Record, Subject};
+
+/// Everything needed to judge what is recovered after a cut. State `i` is the one after `i`
+/// operations.
+#[derive(Clone, Debug)]
+pub struct Expectation {
+    /// State before the first operation and after each, up to the last that had started.
+    pub states: Vec<State>,
+    /// What ran, as far as it had started.
+    pub records: Vec<Record>,
+    /// Number of operations that had returned.
+    pub acked: usize,
+    /// Inode numbers.
+    pub inos: InoMap,
+    /// Page size.
+    pub page: u64,
+}
+
+/// The node of one inode from state `first` to state `last`.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// First state that has it.
+    pub first: usize,
+    /// Last state that has it.
+    pub last: usize,
+    /// The inode, unless it did not exist.
+    pub node: Option<Arc<Node>>,
+}
+
+impl Expectation {
+    /// What a cut of `run` after `cut` device events may leave.
+    pub fn at<S: Subject>(run: &Lockstep<S>, cut: u64, page: u64) -> Self {
+        let started = run.records().partition_point(|r| r.before <= cut);
+        let acked = run.records().partition_point(|r| r.after <= cut);
+        Self {
+            states: run.states()[..=started].to_vec(),
+            records: run.records()[..started].to_vec(),
+            acked,
+            inos: run.inos().clone(),
+            page,
+        }
+    }
+
+    /// Index of the last state that can have come about.
+    pub fn last(&self) -> usize {
+        self.states.len() - 1
+    }
+
+    /// Highest state whose promise (as chosen by `covers`) had been made before the cut.
+    fn floor(&self, covers: impl Fn(&Promise) -> bool) -> usize {
+        self.records[..self.acked].iter().rposition(|r| covers(&r.promise)).map_or(0, |i| i + 1)
+    }
+
+    /// The names may not be older than this state.
+    pub fn names_floor(&self) -> usize {
+        self.floor(|p| *p != Promise::None)
+    }
+
+    /// The data of `ino` may not be older than this state.
+    pub fn data_floor(&self, ino: Ino) -> usize {
+        self.floor(|p| matches!(p, Promise::File { ino: i, .. } if *i == ino) || *p == Promise::All)
+    }
+
+    /// The times of `ino` may not be older than this state.
+    pub fn times_floor(&self, ino: Ino) -> usize {
+        self.floor(|p| match p {
+            Promise::File { ino: i, times } | Promise::Range { ino: i, times, .. } => *times && *i == ino,
+            other => *other == Promise::All,
+        })
+    }
+
+    /// Synchronous writes to `ino` that were promised behind state `floor`: the state after each
+    /// and its bytes.
+    pub fn durable_ranges(&self, ino: Ino, floor: usize) -> Vec<(usize, Range<u64>)> {
+        let promised = self.records[..self.acked].iter().enumerate().skip(floor);
+        promised
+            .filter_map(|(i, r)| match &r.promise {
+                Promise::Range { ino: of, range, .. } if *of == ino => Some((i + 1, range.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Atomic writes to `ino` that may or may not be there: the state after each and its bytes.
+    pub fn atomic_writes(&self, ino: Ino) -> Vec<(usize, Range<u64>)> {
+        let writes = self.records.iter().enumerate();
+        writes
+            .filter_map(|(i, r)| match &r.atomic {
+                Some(a) if a.ino == ino => Some((i + 1, a.range.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// What `ino` was from state `floor` on, oldest first.
+    pub fn versions(&self, ino: Ino, floor: usize) -> Vec<Version> {
+        let mut all: Vec<Version> = Vec::new();
+        for (i, state) in self.states.iter().enumerate().skip(floor) {
+            let node = state.get(ino);
+            match all.last_mut() {
+                Some(last) if same(last.node.as_ref(), node) => last.last = i,
+                _ => all.push(Version { first: i, last: i, node: node.cloned() }),
+            }
+        }
+        all
+    }
+}
+
+fn same(a: Option<&Arc<Node>>, b: Option<&Arc<Node>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    }
+}

@@ -1,0 +1,217 @@
+//! One history: a run, power cuts at several of its moments, and life after them.
+
+use std::sync::Arc;
+
+use fs_core::env::Env;
+
+use super::check::check;
+use super::coverage::Coverage;
+use super::expect::Expectation;
+use crate::clock::Clock;
+use crate::fail_with;
+use crate::model::State;
+use crate::ops::{Generator, Maintenance, Op};
+use crate::rng::Rng;
+use crate::run::{Config, Failure, InoMap, Lockstep, Promise, Subject};
+
+/// What a history consists of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Parameters.
+    pub config: Config,
+    /// The operations.
+    pub ops: Vec<Op>,
+    /// Number of power cuts.
+    pub cuts: usize,
+}
+
+impl Plan {
+    /// The plan that follows from `seed`.
+    pub fn from_seed(seed: u64, len: usize, cuts: usize) -> Self {
+        let config = Config::from_seed(seed);
+        let ops = crate::ops::history(seed, len, config.page, config.profile);
+        Self { config, ops, cuts }
+    }
+}
+
+/// A history that can be stepped and then cut.
+pub struct History<S: Subject> {
+    config: Config,
+    clock: Arc<Clock>,
+    live: Lockstep<S>,
+    /// What happened so far.
+    pub coverage: Coverage,
+}
+
+/// Operations after a crash, before the next.
+const AFTERLIFE: usize = 40;
+
+impl<S: Subject> History<S> {
+    /// Formats and mounts.
+    pub fn start(config: &Config) -> Result<Self, Failure> {
+        let clock = Arc::new(Clock::new(config.seed));
+        let told = |what: &str, e: String| Failure::new(format!("{what}: {e}"));
+        let medium = S::format(config, &clock).map_err(|e| told("format", e))?;
+        let subject = S::mount(medium, config, &clock, 0).map_err(|e| told("first mount", e))?;
+        let root = subject.fs().getattr(fs_core::Ino::ROOT).map_err(|e| told("root", e.to_string()))?;
+        let mut state = State::empty(clock.now());
+        state.adopt_root(&root);
+        let live = Lockstep::new(subject, state, InoMap::default(), &clock);
+        Ok(Self { config: config.clone(), clock, live, coverage: Coverage::default() })
+    }
+
+    /// Runs the whole plan.
+    pub fn run(plan: &Plan) -> Result<Coverage, Failure> {
+        let mut history = Self::start(&plan.config)?;
+        plan.ops.iter().try_for_each(|op| history.step(op))?;
+        history.finish(plan.cuts)
+    }
+
+    /// One operation.
+    pub fn step(&mut self, op: &Op) -> Result<(), Failure> {
+        self.live.step(op)?;
+        self.coverage.add("operations", 1);
+        if self.live.records().len().is_multiple_of(64) {
+            self.live.compare_all()?;
+        }
+        Ok(())
+    }
+
+    /// Compares everything, then cuts the power at `cuts` moments of the run and checks each.
+    pub fn finish(mut self, cuts: usize) -> Result<Coverage, Failure> {
+        self.live.compare_all()?;
+        let mut rng = Rng::new(self.config.seed ^ 0x63_7574);
+        for number in 0..cuts {
+            let cut = self.choose_cut(&self.live, &mut rng);
+            let seed = rng.next_u64();
+            self.cut(&self.live, cut, seed, 0, &mut rng)
+                .map(|c| self.coverage.merge(&c))
+                .map_err(|f| f.within(format!("power cut {number}, at device event {cut}, seed {seed}")))?;
+        }
+        self.live.subject().cover(&mut self.coverage);
+        self.check_clean_end()?;
+        self.coverage.add("histories", 1);
+        Ok(self.coverage)
+    }
+
+    fn choose_cut(&self, live: &Lockstep<S>, rng: &mut Rng) -> u64 {
+        let end = live.subject().seq();
+        let records = live.records();
+        let interesting = live.subject().interesting_cuts();
+        match rng.below(6) {
+            0 | 1 if !interesting.is_empty() => (*rng.pick(&interesting) + rng.below(6)).min(end),
+            2 => {
+                // Right after an acknowledgement: the promise was only just made.
+                let acked: Vec<u64> =
+                    records.iter().filter(|r| r.promise != Promise::None).map(|r| r.after).collect();
+                if acked.is_empty() { rng.below(end + 1) } else { *rng.pick(&acked) }
+            }
+            3 => {
+                let busy: Vec<_> = records.iter().filter(|r| r.after > r.before).collect();
+                match busy.is_empty() {
+                    true => end,
+                    false => {
+                        let record = rng.pick(&busy);
+                        rng.between(record.before, record.after)
+                    }
+                }
+            }
+            _ => rng.below(end + 1),
+        }
+    }
+
+    /// One power cut of `live`, recovery, check; then sometimes more life and another cut.
+    fn cut(
+        &self,
+        live: &Lockstep<S>,
+        cut: u64,
+        seed: u64,
+        depth: u32,
+        rng: &mut Rng,
+    ) -> Result<Coverage, Failure> {
+        let mut coverage = Coverage::default();
+        coverage.add("power cuts", 1);
+        note_where(live, cut, &mut coverage);
+        let expect = Expectation::at(live, cut, self.config.page);
+        let mut medium = live.subject().power_cut(cut, seed);
+        fsck::<S>(&medium, "before recovery")?;
+        if rng.one_in(3) {
+            medium = self.cut_in_recovery(medium, rng, &mut coverage)?;
+        }
+        let subject = self.mount(medium, rng.next_u64())?;
+        let recovered = check(subject.fs(), &expect)
+            .map_err(|f| f.within(format!("check ({} of {} returned)", expect.acked, expect.last())))?;
+        if recovered.prefix < expect.last() {
+            coverage.add("recovered to before the last operation", 1);
+        }
+        fsck::<S>(&subject.current(), "after recovery")?;
+        subject.cover(&mut coverage);
+        if depth == 0 && rng.one_in(3) {
+            let mut next = Lockstep::new(subject, recovered.state, recovered.inos, &self.clock);
+            next.number_writes_from(live.last_write() + 1000);
+            let again = self.live_on(next, rng).map_err(|f| f.within("life after the power cut"))?;
+            coverage.merge(&again);
+        } else {
+            subject.shutdown().map_err(|e| Failure::new(format!("shutdown after recovery: {e}")))?;
+            fsck::<S>(&subject.current(), "after recovery and a clean end")?;
+        }
+        Ok(coverage)
+    }
+
+    fn live_on(&self, mut live: Lockstep<S>, rng: &mut Rng) -> Result<Coverage, Failure> {
+        let mut generator = Generator::new(rng.next_u64(), self.config.page, self.config.profile);
+        for _ in 0..AFTERLIFE {
+            live.step(&generator.op())?;
+        }
+        live.compare_all()?;
+        let cut = self.choose_cut(&live, rng);
+        let seed = rng.next_u64();
+        let told = |f: Failure| f.within(format!("second power cut, at device event {cut}, seed {seed}"));
+        let mut coverage = self.cut(&live, cut, seed, 1, rng).map_err(told)?;
+        coverage.add("power cuts after a power cut", 1);
+        Ok(coverage)
+    }
+
+    /// Mounts, and loses the power during the recovery.
+    fn cut_in_recovery(
+        &self,
+        medium: S::Medium,
+        rng: &mut Rng,
+        coverage: &mut Coverage,
+    ) -> Result<S::Medium, Failure> {
+        let subject = self.mount(medium, rng.next_u64())?;
+        coverage.add("power cuts during recovery", 1);
+        let cut = rng.below(subject.seq() + 1);
+        Ok(subject.power_cut(cut, rng.next_u64()))
+    }
+
+    fn mount(&self, medium: S::Medium, salt: u64) -> Result<S, Failure> {
+        S::mount(medium, &self.config, &self.clock, salt)
+            .map_err(|e| Failure::new(format!("mount after a power cut: {e}")))
+    }
+
+    fn check_clean_end(&self) -> Result<(), Failure> {
+        if let Err(e) = self.live.subject().shutdown() {
+            fail_with!("shutdown: {e}");
+        }
+        fsck::<S>(&self.live.subject().current(), "after a clean end")
+    }
+}
+
+fn note_where<S: Subject>(live: &Lockstep<S>, cut: u64, coverage: &mut Coverage) {
+    let within = live.records().iter().find(|r| r.before < cut && cut < r.after);
+    match within.map(|r| &r.op) {
+        Some(Op::Maintain(Maintenance::Checkpoint)) => coverage.add("cut within a checkpoint operation", 1),
+        Some(Op::Remount) => coverage.add("cut within a clean remount", 1),
+        Some(_) => coverage.add("cut within another operation", 1),
+        None => coverage.add("cut between operations", 1),
+    }
+}
+
+fn fsck<S: Subject>(medium: &S::Medium, when: &str) -> Result<(), Failure> {
+    match S::fsck(medium) {
+        Ok(problems) if problems.is_empty() => Ok(()),
+        Ok(problems) => fail_with!("fsck {when} finds:\n    {}", problems.join("\n    ")),
+        Err(e) => fail_with!("fsck {when} cannot run: {e}"),
+    }
+}

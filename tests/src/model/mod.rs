@@ -1,0 +1,274 @@
+//! The executable reference model: what the file system is, without a disk.
+
+mod content;
+mod rename;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fs_core::api::{
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, Timestamp,
+};
+use fs_core::env::Env;
+use fs_core::{FsError, Ino, Result};
+use parking_lot::Mutex;
+
+pub use content::Content;
+pub use rename::Place;
+pub use state::{Body, MAX_FILE_SIZE, NAME_MAX, Node, State, TARGET_MAX};
+
+use crate::clock::Clock;
+
+/// The model as a file system.
+pub struct ModelFs {
+    state: Mutex<State>,
+    clock: Arc<Clock>,
+}
+
+impl ModelFs {
+    /// A model that continues from `state`.
+    pub fn new(state: State, clock: Arc<Clock>) -> Self {
+        Self { state: Mutex::new(state), clock }
+    }
+
+    /// The state now; inodes are shared, not copied.
+    pub fn snapshot(&self) -> State {
+        self.state.lock().clone()
+    }
+
+    /// Ends every open, as unmounting does.
+    pub fn close_all(&self) {
+        self.state.lock().close_all();
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn make(&self, parent: Ino, name: &[u8], node: Node) -> Result<Attr> {
+        let mut state = self.state.lock();
+        let ino = state.make(parent, name, node)?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+}
+
+fn end_of(offset: u64, len: u64) -> Result<u64> {
+    offset.checked_add(len).filter(|end| *end <= MAX_FILE_SIZE).ok_or(FsError::TOO_BIG)
+}
+
+impl FsOps for ModelFs {
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let state = self.state.lock();
+        let ino = state.lookup(parent, name)?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+
+    fn getattr(&self, ino: Ino) -> Result<Attr> {
+        Ok(self.state.lock().node(ino)?.attr(ino))
+    }
+
+    fn setattr(&self, ino: Ino, changes: &SetAttr) -> Result<Attr> {
+        let mut state = self.state.lock();
+        state.setattr(ino, changes, self.now())?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match &self.state.lock().node(ino)?.body {
+            Body::Symlink(target) => Ok(target.clone()),
+            _ => Err(FsError::INVALID),
+        }
+    }
+
+    fn mknod(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        kind: FileType,
+        perm: u32,
+        rdev: u32,
+        owner: Owner,
+    ) -> Result<Attr> {
+        let (body, rdev) = match kind {
+            FileType::Regular => (Body::File(Content::default()), 0),
+            FileType::BlockDevice | FileType::CharDevice => (Body::Special, rdev),
+            FileType::Fifo | FileType::Socket => (Body::Special, 0),
+            FileType::Directory | FileType::Symlink => return Err(FsError::INVALID),
+        };
+        let mut node = Node::new(kind, perm, owner, body, self.now());
+        node.rdev = rdev;
+        self.make(parent, name, node)
+    }
+
+    fn mkdir(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
+        let body = Body::Dir { entries: BTreeMap::new(), parent };
+        self.make(parent, name, Node::new(FileType::Directory, perm, owner, body, self.now()))
+    }
+
+    fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Owner) -> Result<Attr> {
+        if target.is_empty() {
+            return Err(FsError::NOT_FOUND);
+        }
+        if target.len() > TARGET_MAX {
+            return Err(FsError::NAME_TOO_LONG);
+        }
+        let body = Body::Symlink(target.to_vec());
+        self.make(parent, name, Node::new(FileType::Symlink, 0o777, owner, body, self.now()))
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let mut state = self.state.lock();
+        let node = state.node(ino)?;
+        let (is_dir, nlink) = (node.is_dir(), node.nlink);
+        state.check_new(parent, name)?;
+        if is_dir {
+            return Err(FsError::NOT_PERMITTED);
+        }
+        if nlink == 0 {
+            return Err(FsError::NOT_FOUND);
+        }
+        let now = self.now();
+        state.add_entry(parent, name, ino, now)?;
+        let node = state.node_mut(ino)?;
+        node.nlink += 1;
+        node.ctime = now;
+        Ok(node.attr(ino))
+    }
+
+    fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let mut state = self.state.lock();
+        let ino = state.lookup(parent, name)?;
+        if state.node(ino)?.is_dir() {
+            return Err(FsError::IS_DIR);
+        }
+        state.remove_entry(parent, name, self.now())?;
+        state.drop_link(ino, self.now())
+    }
+
+    fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let mut state = self.state.lock();
+        let ino = state.lookup(parent, name)?;
+        if !state.dir(ino)?.is_empty() {
+            return Err(FsError::NOT_EMPTY);
+        }
+        state.remove_entry(parent, name, self.now())?;
+        state.node_mut(parent)?.nlink -= 1;
+        state.drop_link(ino, self.now())
+    }
+
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let from = Place { dir: parent, name };
+        let to = Place { dir: new_parent, name: new_name };
+        self.state.lock().rename(from, to, flags, self.now())
+    }
+
+    fn open(&self, ino: Ino) -> Result<Attr> {
+        let mut state = self.state.lock();
+        state.open(ino)?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+
+    fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
+        let body = Body::File(Content::default());
+        let attr = self.make(parent, name, Node::new(FileType::Regular, perm, owner, body, self.now()))?;
+        self.state.lock().open(attr.ino)?;
+        Ok(attr)
+    }
+
+    fn close(&self, ino: Ino) {
+        self.state.lock().close(ino);
+    }
+
+    fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], _flags: IoFlags) -> Result<usize> {
+        Ok(self.state.lock().file(ino)?.read(offset, buf))
+    }
+
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize> {
+        let mut state = self.state.lock();
+        state.file(ino)?;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        end_of(offset, data.len() as u64)?;
+        state.content_mut(ino)?.write(offset, &Arc::from(data));
+        let now = self.now();
+        let node = state.node_mut(ino)?;
+        (node.mtime, node.ctime) = (now, now);
+        if flags.kill_priv {
+            node.drop_privileges();
+        }
+        Ok(data.len())
+    }
+
+    fn fsync(&self, ino: Ino, _datasync: bool) -> Result<()> {
+        self.state.lock().node(ino).map(|_| ())
+    }
+
+    fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        let size = state.file(ino)?.size();
+        if len == 0 {
+            return Err(FsError::INVALID);
+        }
+        let end = end_of(offset, len)?;
+        let now = self.now();
+        if mode == Fallocate::Allocate && end > size {
+            state.content_mut(ino)?.set_size(end);
+            state.node_mut(ino)?.mtime = now;
+        }
+        state.node_mut(ino)?.ctime = now;
+        Ok(())
+    }
+
+    fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
+        let entries = {
+            let state = self.state.lock();
+            list(&state, ino)?
+        };
+        for entry in entries.iter().skip(cookie as usize) {
+            if !emit(entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        let used = self.state.lock().nodes.len() as u64;
+        let (blocks, files) = (1 << 30, 1 << 30);
+        Ok(StatFs {
+            block_size: 4096,
+            blocks,
+            bfree: blocks,
+            bavail: blocks,
+            files,
+            ffree: files - used,
+            namelen: NAME_MAX as u32,
+        })
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn list(state: &State, ino: Ino) -> Result<Vec<DirEntry>> {
+    let Body::Dir { entries, parent } = &state.node(ino)?.body else { return Err(FsError::NOT_DIR) };
+    let dots = [(b".".to_vec(), ino), (b"..".to_vec(), *parent)];
+    let names = entries.iter().map(|(name, ino)| (name.clone(), *ino));
+    let entry = |(i, (name, ino)): (usize, (Vec<u8>, Ino))| {
+        let kind = state.get(ino).map_or(FileType::Directory, |n| n.kind);
+        DirEntry { ino, kind, next_cookie: i as u64 + 1, name }
+    };
+    Ok(dots.into_iter().chain(names).enumerate().map(entry).collect())
+}

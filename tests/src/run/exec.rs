@@ -1,0 +1,321 @@
+//! What each operation does, on both sides.
+
+use std::ops::Range;
+
+use fs_core::api::{
+    Attr, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, SetTime, Timestamp,
+};
+use fs_core::{Ino, Result as FsResult};
+
+use super::compare::{same_attr, same_outcome};
+use super::failure::Failure;
+use super::lockstep::Lockstep;
+use super::record::{AtomicWrite, Promise};
+use super::subject::Subject;
+use super::tree::list;
+use crate::fail_with;
+use crate::ops::{How, Nth, Op, Then, pattern};
+
+/// Longest write that is all or nothing.
+const MAX_ATOMIC: u64 = 1 << 20;
+
+/// What an operation did that matters after a crash.
+pub struct Step {
+    pub promise: Promise,
+    pub atomic: Option<AtomicWrite>,
+}
+
+impl Step {
+    const NOTHING: Step = Step { promise: Promise::None, atomic: None };
+
+    fn promise(promise: Promise) -> Self {
+        Step { promise, atomic: None }
+    }
+}
+
+type Outcome = Result<Step, Failure>;
+type Both<T> = (FsResult<T>, FsResult<T>);
+/// Translates a model inode number for the side that runs.
+type At<'a> = &'a dyn Fn(Ino) -> Ino;
+
+impl How {
+    fn flags(self, kill_priv: bool) -> IoFlags {
+        let direct = matches!(self, How::Direct | How::DirectDsync);
+        let dsync = matches!(self, How::Dsync | How::Sync | How::DirectDsync);
+        IoFlags { direct, dsync, sync: self == How::Sync, kill_priv }
+    }
+}
+
+fn root() -> Owner {
+    Owner { uid: 1, gid: 2 }
+}
+
+impl<S: Subject> Lockstep<S> {
+    /// Runs `f` on the subject and on the model.
+    fn both<T>(&self, f: impl Fn(&dyn FsOps, At<'_>) -> FsResult<T>) -> Both<T> {
+        let got = f(self.subject().fs(), &|ino| self.inos.subject(ino));
+        (got, f(&self.model, &|ino| ino))
+    }
+
+    fn pick(&self, nth: Nth, wanted: impl Fn(&crate::model::Node) -> bool) -> Option<Ino> {
+        let state = self.model.snapshot();
+        let all: Vec<Ino> = state.nodes().iter().filter(|(_, n)| wanted(n)).map(|(i, _)| *i).collect();
+        (!all.is_empty()).then(|| all[usize::from(nth) % all.len()])
+    }
+
+    fn dir(&self, nth: Nth) -> Ino {
+        self.pick(nth, |n| n.is_dir() && n.nlink > 0).unwrap_or(Ino::ROOT)
+    }
+
+    fn node(&self, nth: Nth) -> Ino {
+        self.pick(nth, |_| true).unwrap_or(Ino::ROOT)
+    }
+
+    /// The file that `nth` stands for, if there is any file.
+    fn file(&self, nth: Nth) -> Option<Ino> {
+        self.pick(nth, |n| n.content().is_some())
+    }
+
+    pub(super) fn execute(&mut self, op: &Op) -> Outcome {
+        match *op {
+            Op::Create { .. } | Op::Mknod { .. } | Op::Mkdir { .. } | Op::Symlink { .. } => self.make(op),
+            Op::Link { .. } | Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. } => self.names(op),
+            Op::Lookup { dir, name } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.attrs(self.both(|fs, at| fs.lookup(at(dir), &name)))
+            }
+            Op::List { dir, batch } => self.list(self.dir(dir), usize::from(batch)),
+            Op::Readlink { node } => self.readlink(self.node(node)),
+            Op::Open { node } => self.open(self.node(node)),
+            Op::Close { nth } => self.close(nth),
+            Op::Write { file, offset, len, how, kill_priv } => match self.file(file) {
+                Some(ino) => self.write(ino, offset, len, how, kill_priv),
+                None => Ok(Step::NOTHING),
+            },
+            Op::Append { file, len, how, then } => self.append(file, len, how, then),
+            Op::Read { file, offset, len, direct } => self.read(file, offset, len, direct),
+            Op::Truncate { .. } | Op::Chmod { .. } | Op::Chown { .. } | Op::Utimes { .. } => self.attr_op(op),
+            Op::Fallocate { file, keep_size, offset, len } => self.fallocate(file, keep_size, offset, len),
+            Op::Fsync { node, datasync } => self.fsync(self.node(node), datasync),
+            Op::SyncAll => {
+                self.plain(self.both(|fs, _| fs.sync_all()))?;
+                Ok(Step::promise(Promise::All))
+            }
+            Op::Statfs => self.statfs(),
+            Op::Maintain(work) => {
+                self.subject().maintain(work).map_err(|e| Failure::new(format!("failed: {e}")))?;
+                Ok(Step::NOTHING)
+            }
+            Op::Remount => Ok(Step::promise(self.remount()?)),
+            Op::Pass { ms } => {
+                self.clock.advance(u64::from(ms) * 1_000_000);
+                Ok(Step::NOTHING)
+            }
+        }
+    }
+
+    fn plain<T>(&self, (got, want): Both<T>) -> Outcome {
+        same_outcome(&got, &want)?;
+        Ok(Step::NOTHING)
+    }
+
+    fn attrs(&self, (got, want): Both<Attr>) -> Outcome {
+        same_outcome(&got, &want)?;
+        if let (Ok(got), Ok(want)) = (got, want) {
+            same_attr(&got, &want, &self.inos)?;
+        }
+        Ok(Step::NOTHING)
+    }
+
+    fn make(&mut self, op: &Op) -> Outcome {
+        let made = match *op {
+            Op::Create { dir, name, perm } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.both(|fs, at| fs.create(at(dir), &name, perm, root()))
+            }
+            Op::Mknod { dir, name, kind, perm } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.both(|fs, at| fs.mknod(at(dir), &name, kind, perm, 0x0103, root()))
+            }
+            Op::Mkdir { dir, name, perm } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.both(|fs, at| fs.mkdir(at(dir), &name, perm, root()))
+            }
+            Op::Symlink { dir, name, len } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.both(|fs, at| fs.symlink(at(dir), &name, &Op::target(len), root()))
+            }
+            _ => return Ok(Step::NOTHING),
+        };
+        if let (Ok(got), Ok(want)) = &made {
+            if !self.inos.insert(want.ino, got.ino) {
+                fail_with!("inode number {} was given out twice", got.ino);
+            }
+            if matches!(op, Op::Create { .. }) {
+                self.open.push(want.ino);
+            }
+        }
+        self.attrs(made)
+    }
+
+    fn names(&mut self, op: &Op) -> Outcome {
+        match *op {
+            Op::Link { node, dir, name } => {
+                let (ino, dir, name) = (self.node(node), self.dir(dir), Op::name(name));
+                self.attrs(self.both(|fs, at| fs.link(at(ino), at(dir), &name)))
+            }
+            Op::Unlink { dir, name } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.plain(self.both(|fs, at| fs.unlink(at(dir), &name)))
+            }
+            Op::Rmdir { dir, name } => {
+                let (dir, name) = (self.dir(dir), Op::name(name));
+                self.plain(self.both(|fs, at| fs.rmdir(at(dir), &name)))
+            }
+            Op::Rename { dir, name, to_dir, to_name, no_replace, exchange } => {
+                let (dir, to_dir) = (self.dir(dir), self.dir(to_dir));
+                let (name, to_name) = (Op::name(name), Op::name(to_name));
+                let flags = RenameFlags { no_replace, exchange };
+                self.plain(self.both(|fs, at| fs.rename(at(dir), &name, at(to_dir), &to_name, flags)))
+            }
+            _ => Ok(Step::NOTHING),
+        }
+    }
+
+    fn list(&mut self, dir: Ino, batch: usize) -> Outcome {
+        let names = |fs: &dyn FsOps, ino| -> Result<Vec<(Vec<u8>, FileType, Ino)>, Failure> {
+            let mut all: Vec<_> =
+                list(fs, ino, batch)?.into_iter().map(|e| (e.name, e.kind, e.ino)).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(all)
+        };
+        let got = names(self.subject().fs(), self.inos.subject(dir))?;
+        let mut want = names(&self.model, dir)?;
+        want.iter_mut().for_each(|e| e.2 = self.inos.subject(e.2));
+        if got != want {
+            fail_with!("listing of model inode {dir} is {got:?}, should be {want:?}");
+        }
+        Ok(Step::NOTHING)
+    }
+
+    fn readlink(&mut self, ino: Ino) -> Outcome {
+        let (got, want) = self.both(|fs, at| fs.readlink(at(ino)));
+        same_outcome(&got, &want)?;
+        if got.ok() != want.ok() {
+            fail_with!("wrong target");
+        }
+        Ok(Step::NOTHING)
+    }
+
+    fn open(&mut self, ino: Ino) -> Outcome {
+        let opened = self.both(|fs, at| fs.open(at(ino)));
+        if opened.1.is_ok() {
+            self.open.push(ino);
+        }
+        self.attrs(opened)
+    }
+
+    fn close(&mut self, nth: Nth) -> Outcome {
+        if self.open.is_empty() {
+            return Ok(Step::NOTHING);
+        }
+        let ino = self.open.swap_remove(usize::from(nth) % self.open.len());
+        self.plain(self.both(|fs, at| {
+            fs.close(at(ino));
+            // The inode goes with its last close, or stays.
+            fs.getattr(at(ino)).map(|_| ())
+        }))
+    }
+
+    fn write(&mut self, ino: Ino, offset: u64, len: u32, how: How, kill_priv: bool) -> Outcome {
+        self.writes += 1;
+        let data = pattern(self.writes, offset, len as usize);
+        let flags = how.flags(kill_priv);
+        let (got, want) = self.both(|fs, at| fs.write(at(ino), offset, &data, flags));
+        same_outcome(&got, &want)?;
+        let (Ok(got), Ok(want)) = (got, want) else { return Ok(Step::NOTHING) };
+        if got != want {
+            fail_with!("wrote {got} bytes of {want}");
+        }
+        let range = offset..offset + u64::from(len);
+        let whole = (flags.direct || flags.dsync) && u64::from(len) <= MAX_ATOMIC;
+        let atomic = whole.then(|| AtomicWrite { ino, range: range.clone() });
+        let promise = promised(flags, ino, range);
+        Ok(Step { promise, atomic })
+    }
+
+    fn append(&mut self, file: Nth, len: u32, how: How, then: Then) -> Outcome {
+        let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
+        let size = self.model.snapshot().get(ino).map_or(0, |n| n.size());
+        let written = self.write(ino, size, len, how, false)?;
+        let synced = match then {
+            Then::Nothing => return Ok(written),
+            Then::Datasync => self.fsync(ino, true)?,
+            Then::Fsync => self.fsync(ino, false)?,
+        };
+        Ok(Step { promise: synced.promise, atomic: written.atomic })
+    }
+
+    fn read(&mut self, file: Nth, offset: u64, len: u32, direct: bool) -> Outcome {
+        let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
+        let flags = IoFlags { direct, ..IoFlags::default() };
+        let (got, want) = self.both(|fs, at| {
+            let mut buf = vec![0x55; len as usize];
+            fs.read(at(ino), offset, &mut buf, flags).map(|n| (n, buf))
+        });
+        same_outcome(&got, &want)?;
+        let (Ok(got), Ok(want)) = (got, want) else { return Ok(Step::NOTHING) };
+        if got.0 != want.0 {
+            fail_with!("read {} bytes, should be {}", got.0, want.0);
+        }
+        if let Some(i) = (0..got.0).find(|i| got.1[*i] != want.1[*i]) {
+            fail_with!("model inode {ino}: wrong byte at offset {}", offset + i as u64);
+        }
+        Ok(Step::NOTHING)
+    }
+
+    fn attr_op(&mut self, op: &Op) -> Outcome {
+        let (ino, changes) = match *op {
+            Op::Truncate { file, size } => {
+                (self.file(file), SetAttr { size: Some(size), ..SetAttr::default() })
+            }
+            Op::Chmod { node, perm } => {
+                (Some(self.node(node)), SetAttr { perm: Some(perm), ..SetAttr::default() })
+            }
+            Op::Chown { node, uid, gid } => {
+                (Some(self.node(node)), SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() })
+            }
+            Op::Utimes { node, secs } => {
+                let time = Some(SetTime::At(Timestamp { secs, nanos: 999_999_999 }));
+                (Some(self.node(node)), SetAttr { atime: time, mtime: time, ..SetAttr::default() })
+            }
+            _ => return Ok(Step::NOTHING),
+        };
+        let Some(ino) = ino else { return Ok(Step::NOTHING) };
+        self.attrs(self.both(|fs, at| fs.setattr(at(ino), &changes)))
+    }
+
+    fn fallocate(&mut self, file: Nth, keep_size: bool, offset: u64, len: u64) -> Outcome {
+        let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
+        let mode = if keep_size { Fallocate::KeepSize } else { Fallocate::Allocate };
+        self.plain(self.both(|fs, at| fs.fallocate(at(ino), mode, offset, len)))
+    }
+
+    fn fsync(&mut self, ino: Ino, datasync: bool) -> Outcome {
+        self.plain(self.both(|fs, at| fs.fsync(at(ino), datasync)))?;
+        Ok(Step::promise(Promise::File { ino, times: !datasync }))
+    }
+
+    fn statfs(&mut self) -> Outcome {
+        match self.subject().fs().statfs() {
+            Ok(s) if s.bavail <= s.bfree && s.bfree <= s.blocks && s.ffree <= s.files && s.namelen == 255 => {
+                Ok(Step::NOTHING)
+            }
+            other => fail_with!("statfs says {other:?}"),
+        }
+    }
+}
+
+fn promised(flags: IoFlags, ino: Ino, range: Range<u64>) -> Promise {
+    if flags.dsync { Promise::Range { ino, range, times: flags.sync } } else { Promise::None }
+}
