@@ -7,6 +7,7 @@ pub mod api;
 pub mod env;
 mod error;
 pub mod format;
+pub mod tree;
 mod types;
 
 pub use error::{FsError, Result};

@@ -3,5 +3,6 @@
 //! Everything here is pure: bytes to structures and back, every value checked on the way in.
 
 pub mod key;
+pub mod node;
 
 pub use key::{ItemKind, Key};

@@ -1,0 +1,6 @@
+mod apply;
+mod corrupt;
+mod fill;
+mod harness;
+mod model;
+mod read;
