@@ -1,0 +1,509 @@
+//! The requests of the kernel, each handed to the file system and its answer handed back.
+
+use std::any::Any;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use fs_core::api::{Attr, FsOps, Owner, SetAttr};
+use fs_core::{FsError, Ino, Result};
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    Version, WriteFlags,
+};
+
+use crate::buffer::with_buffer;
+use crate::config::{Features, MAX_WRITE};
+use crate::convert::{self, ino};
+use crate::dirs;
+use crate::opens::OpenTable;
+
+/// How long the kernel may keep names and attributes. Nothing but this mount changes the volume,
+/// and the kernel knows what it did itself.
+const TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Requests of asynchronous I/O and read-ahead the kernel may have under way at once.
+const MAX_BACKGROUND: u16 = 128;
+
+/// Linux 5.4: the oldest kernel whose FUSE has all that the adapter counts on (1 MiB requests,
+/// page cache kept until invalidated on request).
+const KERNEL_FLOOR: Version = Version(7, 31);
+
+/// Inodes are never reused, so one generation does for all.
+const GENERATION: Generation = Generation(0);
+
+/// No file handle carries anything: all that matters is in the request.
+const NO_HANDLE: FileHandle = FileHandle(0);
+
+/// Connects one file system to one mount.
+pub(crate) struct Adapter {
+    fs: Arc<dyn FsOps>,
+    opens: OpenTable,
+    cached_opens: bool,
+    features: Arc<OnceLock<Features>>,
+    direct_handles: bool,
+}
+
+impl Adapter {
+    /// An adapter for `fs` that tells what it agreed with the kernel through `features`.
+    pub(crate) fn new(fs: Arc<dyn FsOps>, cached_opens: bool, features: Arc<OnceLock<Features>>) -> Self {
+        Self { fs, opens: OpenTable::default(), cached_opens, features, direct_handles: false }
+    }
+
+    /// Runs one operation of the file system: errors and panics become an errno, and what no
+    /// program should ever see is logged.
+    fn run<T>(
+        &self,
+        what: &'static str,
+        ino: Ino,
+        f: impl FnOnce(&dyn FsOps) -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        match catch_unwind(AssertUnwindSafe(|| f(&*self.fs))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(errno(what, ino, &error)),
+            Err(panic) => {
+                let text = panic_text(&*panic);
+                tracing::error!("{what} of inode {ino} panicked, answered with EIO: {text}");
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    fn entry(
+        &self,
+        reply: ReplyEntry,
+        what: &'static str,
+        ino: Ino,
+        f: impl FnOnce(&dyn FsOps) -> Result<Attr>,
+    ) {
+        match self.run(what, ino, f) {
+            Ok(attr) => reply.entry(&TTL, &convert::file_attr(&attr), GENERATION),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn empty(
+        &self,
+        reply: ReplyEmpty,
+        what: &'static str,
+        ino: Ino,
+        f: impl FnOnce(&dyn FsOps) -> Result<()>,
+    ) {
+        match self.run(what, ino, f) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn release_one(&self, ino: Ino) {
+        if self.opens.released(ino) {
+            // A close reports nothing; a panic has been logged.
+            let _ = self.run("close", ino, |fs| {
+                fs.close(ino);
+                Ok(())
+            });
+        }
+    }
+
+    fn open_one(&self, ino: Ino) -> std::result::Result<(), Errno> {
+        self.run("open", ino, |fs| fs.open(ino))?;
+        self.opens.opened(ino);
+        Ok(())
+    }
+}
+
+/// The errno for `error`. A refusal is an everyday answer, anything else goes to the log.
+fn errno(what: &str, ino: Ino, error: &FsError) -> Errno {
+    if !matches!(error, FsError::Posix(_)) {
+        tracing::error!("{what} of inode {ino} failed: {error}");
+    }
+    Errno::from_i32(error.errno())
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    if let Some(s) = panic.downcast_ref::<&str>() {
+        s
+    } else if let Some(s) = panic.downcast_ref::<String>() {
+        s
+    } else {
+        "(no message)"
+    }
+}
+
+fn owner(req: &Request) -> Owner {
+    Owner { uid: req.uid(), gid: req.gid() }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
+        if kernel.kernel_abi() < KERNEL_FLOOR {
+            tracing::error!("the kernel's FUSE is {}; dbfs needs 7.31 (Linux 5.4)", kernel.kernel_abi());
+            return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        }
+        let wanted = [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // Otherwise the kernel drops a file's pages whenever it learns of a new size.
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ];
+        for capability in wanted {
+            // A kernel without one works too, only slower.
+            let _ = kernel.add_capabilities(capability);
+        }
+        self.direct_handles =
+            !self.cached_opens && kernel.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
+        let refused = |_| io::Error::from_raw_os_error(libc::EPROTO);
+        kernel.set_max_write(MAX_WRITE).map_err(refused)?;
+        kernel.set_max_background(MAX_BACKGROUND).map_err(|_| io::Error::from_raw_os_error(libc::EPROTO))?;
+        let Version(major, minor) = kernel.kernel_abi();
+        let features = Features {
+            kernel_abi: (major, minor),
+            direct_handles: self.direct_handles,
+            max_write: MAX_WRITE,
+        };
+        // Set once: there is one handshake.
+        let _ = self.features.set(features);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        let fs = &self.fs;
+        self.opens.drain(|ino| fs.close(ino));
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.run("lookup", ino(parent), |fs| fs.lookup(ino(parent), name.as_bytes()));
+        match found {
+            Ok(attr) => reply.entry(&TTL, &convert::file_attr(&attr), GENERATION),
+            Err(Errno::ENOENT) => reply.entry(&TTL, &convert::missing(), GENERATION),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.run("getattr", ino(node), |fs| fs.getattr(ino(node))) {
+            Ok(attr) => reply.attr(&TTL, &convert::file_attr(&attr)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = SetAttr {
+            perm: mode.map(convert::perm),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        match self.run("setattr", ino(node), |fs| fs.setattr(ino(node), &changes)) {
+            Ok(attr) => reply.attr(&TTL, &convert::file_attr(&attr)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
+        match self.run("readlink", ino(node), |fs| fs.readlink(ino(node))) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32, // The kernel has applied it.
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::node_type(mode) else { return reply.error(Errno::EINVAL) };
+        let (parent, name) = (ino(parent), name.as_bytes());
+        let perm = convert::perm(mode);
+        self.entry(reply, "mknod", parent, |fs| fs.mknod(parent, name, kind, perm, rdev, owner(req)));
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32, // The kernel has applied it.
+        reply: ReplyEntry,
+    ) {
+        let (parent, name) = (ino(parent), name.as_bytes());
+        self.entry(reply, "mkdir", parent, |fs| fs.mkdir(parent, name, convert::perm(mode), owner(req)));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = ino(parent);
+        self.empty(reply, "unlink", parent, |fs| fs.unlink(parent, name.as_bytes()));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = ino(parent);
+        self.empty(reply, "rmdir", parent, |fs| fs.rmdir(parent, name.as_bytes()));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (parent, name) = (ino(parent), name.as_bytes());
+        let target = target.as_os_str().as_bytes();
+        self.entry(reply, "symlink", parent, |fs| fs.symlink(parent, name, target, owner(req)));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let Some(flags) = convert::rename_flags(flags) else { return reply.error(Errno::EINVAL) };
+        let (parent, name) = (ino(parent), name.as_bytes());
+        let (new_parent, new_name) = (ino(new_parent), new_name.as_bytes());
+        self.empty(reply, "rename", parent, |fs| fs.rename(parent, name, new_parent, new_name, flags));
+    }
+
+    fn link(&self, _req: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.entry(reply, "link", ino(node), |fs| fs.link(ino(node), ino(parent), name.as_bytes()));
+    }
+
+    fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_one(ino(node)) {
+            Ok(()) => reply.opened(NO_HANDLE, convert::fopen_flags(flags, self.direct_handles)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32, // The kernel has applied it.
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let parent = ino(parent);
+        let created = self
+            .run("create", parent, |fs| fs.create(parent, name.as_bytes(), convert::perm(mode), owner(req)));
+        match created {
+            Ok(attr) => {
+                self.opens.opened(attr.ino);
+                let open_flags = convert::fopen_flags(OpenFlags(flags), self.direct_handles);
+                reply.created(&TTL, &convert::file_attr(&attr), GENERATION, NO_HANDLE, open_flags);
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let flags = convert::read_flags(flags, lock_owner.is_some());
+        with_buffer(size as usize, |buf| {
+            match self.run("read", ino(node), |fs| fs.read(ino(node), offset, buf, flags)) {
+                Ok(n) => reply.data(&buf[..n.min(size as usize)]),
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let flags = convert::write_flags(flags, write_flags);
+        match self.run("write", ino(node), |fs| fs.write(ino(node), offset, data, flags)) {
+            Ok(n) => reply.written(n as u32),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    /// Only asked by kernels before 5.16, once: ENOSYS makes them not ask again.
+    fn flush(&self, _req: &Request, _node: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.release_one(ino(node));
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, node: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.empty(reply, "fsync", ino(node), |fs| fs.fsync(ino(node), datasync));
+    }
+
+    fn opendir(&self, _req: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_one(ino(node)) {
+            Ok(()) => reply.opened(NO_HANDLE, FopenFlags::empty()),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        match self.run("readdir", ino(node), |fs| dirs::list(fs, ino(node), offset, &mut reply)) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let dir = ino(node);
+        match self.run("readdir", dir, |fs| dirs::list_with_attributes(fs, dir, offset, &TTL, &mut reply)) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.release_one(ino(node));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.empty(reply, "fsync", ino(node), |fs| fs.fsync(ino(node), datasync));
+    }
+
+    fn statfs(&self, _req: &Request, node: INodeNo, reply: ReplyStatfs) {
+        match self.run("statfs", ino(node), |fs| fs.statfs()) {
+            Ok(numbers) => convert::statfs(reply, &numbers),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(mode) = convert::fallocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        self.empty(reply, "fallocate", ino(node), |fs| fs.fallocate(ino(node), mode, offset, length));
+    }
+
+    // ENOSYS to these makes the kernel answer EOPNOTSUPP by itself from then on; without that it
+    // would ask for `security.capability` before every buffered write.
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _node: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}
