@@ -22,6 +22,14 @@ pub enum Need {
 /// What running PostgreSQL on a volume needs.
 pub const POSTGRES: &[Need] = &[Need::Program("fusermount3", "fuse3"), Need::Postgres];
 
+/// What measuring needs.
+pub const BENCH: &[Need] = &[
+    Need::Program("fusermount3", "fuse3"),
+    Need::Program("mkfs.ext4", "e2fsprogs"),
+    Need::Program("mount", "mount"),
+    Need::Program("losetup", "mount"),
+];
+
 /// What the commands need in total.
 pub const EVERYTHING: &[Need] = &[
     Need::Program("fusermount3", "fuse3"),

@@ -2,6 +2,7 @@
 //!
 //! The commands install what they lack, build what they need, and clean up behind themselves.
 
+mod bench;
 mod cargo;
 mod cleanup;
 mod cmd;
@@ -38,6 +39,11 @@ enum Command {
     Test(testcmd::Args),
     /// Run single suites of real programs on a mounted volume
     Suite(suites::Args),
+    /// Measure dbfs beside the raw device, ext4 and a FUSE daemon that does nothing
+    Bench(bench::Args),
+    /// Serve a FUSE file system that stores nothing (for `bench`)
+    #[command(hide = true)]
+    NoopFuse(target::NoopArgs),
 }
 
 fn main() {
@@ -55,5 +61,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => testcmd::run(&args),
         Command::Suite(args) => suites::command(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::NoopFuse(args) => target::serve_noop(&args),
     }
 }

@@ -78,7 +78,7 @@ impl Server {
         command.arg("-D").arg(&self.data).arg("-k").arg(&self.sockets).args(["-p", &PORT.to_string()]);
         let postmaster = Proc::spawn(&mut command, &self.log)?;
         let pid = postmaster.pid();
-        let backends = Guard::new(move || kill_all(pid));
+        let backends = Guard::new(move || end_all(pid));
         let start = Instant::now();
         loop {
             if self.connect().and_then(|mut c| c.query("SELECT 1")).is_ok() {
@@ -153,9 +153,20 @@ impl Server {
     }
 }
 
-/// For guards: kills a postmaster and its children, if that pid still is one of ours.
-fn kill_all(postmaster: Pid) {
-    if parent_of(postmaster) == Some(std::process::id()) {
+/// For guards: ends a postmaster and its children, if that pid still is one of ours. An immediate shutdown
+/// first: it leaves no shared memory behind, which SIGKILL does.
+fn end_all(postmaster: Pid) {
+    const GRACE: Duration = Duration::from_secs(5);
+    let ours = || parent_of(postmaster) == Some(std::process::id());
+    let start = Instant::now();
+    if ours() {
+        let _ = kill_process(postmaster, Signal::QUIT);
+        let _ = kill_process(postmaster, Signal::CONT);
+    }
+    while ours() && !is_zombie(postmaster) && start.elapsed() < GRACE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if ours() && !is_zombie(postmaster) {
         let children = stop_and_kill(postmaster);
         if let Err(error) = wait_until_gone(&children) {
             eprintln!("warning: {error:#}");
@@ -186,6 +197,10 @@ fn parent_of(pid: Pid) -> Option<u32> {
     stat_fields(pid)?.split(' ').nth(1)?.parse().ok()
 }
 
+fn is_zombie(pid: Pid) -> bool {
+    stat_fields(pid).is_none_or(|fields| fields.starts_with('Z'))
+}
+
 fn stat_fields(pid: Pid) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     Some(stat.rsplit_once(") ")?.1.to_owned())
@@ -195,9 +210,7 @@ fn stat_fields(pid: Pid) -> Option<String> {
 fn wait_until_gone(pids: &[Pid]) -> Result<()> {
     let start = Instant::now();
     // A zombie that nobody reaps holds nothing any more.
-    let alive = |pid: &Pid| {
-        test_kill_process(*pid).is_ok() && stat_fields(*pid).is_some_and(|fields| !fields.starts_with('Z'))
-    };
+    let alive = |pid: &Pid| test_kill_process(*pid).is_ok() && !is_zombie(*pid);
     while let Some(pid) = pids.iter().find(|pid| alive(pid)) {
         if start.elapsed() > PATIENCE {
             bail!("process {} survives SIGKILL", pid.as_raw_nonzero());

@@ -2,17 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Target, Volume, mounts};
-use crate::cleanup::Guard;
+use super::daemon::Daemon;
+use super::{Target, Volume};
 use crate::cmd;
-use crate::proc::Proc;
-
-/// How long a mount (with its recovery) or a clean unmount may take before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A dbfs volume and where its parts are.
 #[derive(Clone, Debug)]
@@ -38,13 +33,6 @@ pub struct Dbfs {
     daemon: Option<Daemon>,
 }
 
-/// The running daemon and its mount. Field order is drop order: the daemon dies before its mount is
-/// removed, as unmounting under a stuck daemon could wait for it.
-struct Daemon {
-    process: Proc,
-    mount: Guard,
-}
-
 impl Dbfs {
     /// Describes a volume; nothing is started.
     pub fn new(options: DbfsOptions) -> Self {
@@ -56,23 +44,6 @@ impl Dbfs {
         command.arg(subcommand);
         command
     }
-
-    fn wait_until_mounted(&self, process: &Proc) -> Result<()> {
-        let start = Instant::now();
-        while !mounts::is_mounted(&self.options.dir)? {
-            if let Some(status) = process.try_wait()? {
-                return Err(process.error(&format!("ended before the mount was up ({status})")));
-            }
-            if start.elapsed() > PATIENCE {
-                return Err(process.error("did not mount in time"));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        // Answers only once the daemon serves requests.
-        std::fs::metadata(&self.options.dir)
-            .with_context(|| format!("{} is mounted but does not answer", self.options.dir.display()))?;
-        Ok(())
-    }
 }
 
 impl Target for Dbfs {
@@ -80,7 +51,9 @@ impl Target for Dbfs {
         let volume = &self.options.volume;
         let mut mkfs = self.dbfs("mkfs");
         mkfs.args(["--page-size", &volume.page_size.to_string()]);
-        if !self.options.image.exists() {
+        if self.options.image.exists() {
+            mkfs.arg("--force");
+        } else {
             mkfs.args(["--size", &volume.size.to_string()]);
         }
         cmd::capture(mkfs.arg(&self.options.image))?;
@@ -93,31 +66,20 @@ impl Target for Dbfs {
         }
         let mut mount = self.dbfs("mount");
         mount.arg(&self.options.image).arg(&self.options.dir).arg("--foreground");
-        let guard = Guard::new({
-            let dir = self.options.dir.clone();
-            move || detach_if_mounted(&dir)
-        });
-        let process = Proc::spawn(&mut mount, &self.options.log)?;
-        self.wait_until_mounted(&process)?;
-        self.daemon = Some(Daemon { process, mount: guard });
+        self.daemon = Some(Daemon::start(&mut mount, &self.options.dir, &self.options.log)?);
         Ok(())
     }
 
     fn unmount(&mut self) -> Result<()> {
         let daemon = self.daemon.as_ref().context("not mounted")?;
         cmd::capture(self.dbfs("umount").arg(&self.options.dir))?;
-        let status = daemon.process.wait(PATIENCE)?;
-        if !status.success() {
-            return Err(daemon.process.error(&format!("a clean unmount ended with {status}")));
-        }
+        daemon.wait_for_clean_end()?;
         self.daemon = None;
         Ok(())
     }
 
     fn crash(&mut self) -> Result<()> {
-        let daemon = self.daemon.take().context("not mounted")?;
-        daemon.process.kill();
-        drop(daemon.mount);
+        self.daemon.take().context("not mounted")?.kill();
         Ok(())
     }
 
@@ -128,12 +90,5 @@ impl Target for Dbfs {
 
     fn dir(&self) -> &Path {
         &self.options.dir
-    }
-}
-
-fn detach_if_mounted(dir: &Path) {
-    let done = mounts::is_mounted(dir).and_then(|there| if there { mounts::detach(dir) } else { Ok(()) });
-    if let Err(error) = done {
-        eprintln!("warning: {error:#}");
     }
 }

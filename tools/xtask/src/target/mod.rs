@@ -3,9 +3,11 @@
 //! Every suite sees only [`Target`], so that it can be tried on ext4, whose behaviour is the bar,
 //! and a failure there is a fault of the suite.
 
+mod daemon;
 mod dbfs;
 mod ext4;
 pub mod mounts;
+mod noop;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,7 @@ use clap::ValueEnum;
 
 pub use dbfs::{Dbfs, DbfsOptions};
 pub use ext4::Ext4;
+pub use noop::{Noop, NoopArgs, serve_noop};
 
 use crate::cargo::{self, Profile};
 use crate::workdir::WorkDir;
@@ -32,6 +35,12 @@ pub trait Target {
     /// Ends service without any warning (kill -9 of the daemon) and removes the dead mount. A kernel file
     /// system cannot be killed: it is unmounted and mounted again by the next [`Target::mount`].
     fn crash(&mut self) -> Result<()>;
+
+    /// Ends service so that the next mount has to recover, and leaves the volume unmounted; nothing may be
+    /// open on it.
+    fn cut_power(&mut self) -> Result<()> {
+        self.crash()
+    }
 
     /// Checks the unmounted volume; an error lists what is wrong.
     fn check(&self) -> Result<()>;
@@ -76,7 +85,7 @@ pub fn create(kind: Kind, work: &WorkDir, volume: &Volume, profile: Profile) -> 
             let options = DbfsOptions::new(program, image, dir, volume.clone(), work.join("dbfs.log"));
             Box::new(Dbfs::new(options))
         }
-        Kind::Ext4 => Box::new(Ext4::new(image, dir, volume.size)),
+        Kind::Ext4 => Box::new(Ext4::on_image(image, dir, volume.size)),
     };
     target.format()?;
     target.mount()?;
