@@ -208,6 +208,27 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     }
 }
 
+impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
+    fn name(&self) -> Arc<str> {
+        (**self).name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+    fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
+        (**self).submit(requests)
+    }
+    fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
+        (**self).refresh_size()
+    }
+    fn mark(&self, name: &str) {
+        (**self).mark(name);
+    }
+    fn execute(&self, request: Request) -> Completion {
+        (**self).execute(request)
+    }
+}
+
 /// A submitted request. Dropping it without waiting leaves the request running; its buffers are
 /// freed when it completes.
 pub struct Pending(Inner);

@@ -8,7 +8,9 @@ mod aligned;
 mod check;
 mod device;
 mod file;
+mod powercut;
 mod ram;
+pub mod recorder;
 mod rng;
 pub mod sim;
 mod sparse;
@@ -19,3 +21,4 @@ pub use device::{
 };
 pub use file::{Direct, Engine, FileDevice, OpenError, OpenOptions};
 pub use ram::RamDevice;
+pub use recorder::Recorder;

@@ -115,36 +115,6 @@ pub enum Discarded {
 /// The byte that a discarded and poisoned page is full of.
 pub const POISON: u8 = 0xDB;
 
-/// Cuts a write at absolute multiples of `unit`; yields ranges within the data.
-pub(super) fn pieces(offset: u64, len: usize, unit: u64) -> impl Iterator<Item = Range<usize>> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        if done >= len {
-            return None;
-        }
-        let to_boundary = unit - (offset + done as u64) % unit;
-        let end = (done as u64 + to_boundary).min(len as u64) as usize;
-        let piece = done..end;
-        done = end;
-        Some(piece)
-    })
-}
-
-/// Applies those pieces of a write that `keep` chooses.
-pub(super) fn apply_some(
-    mem: &mut SparseMem,
-    offset: u64,
-    data: &[u8],
-    unit: u64,
-    mut keep: impl FnMut() -> bool,
-) {
-    for piece in pieces(offset, data.len(), unit) {
-        if keep() {
-            mem.write(offset + piece.start as u64, &data[piece]);
-        }
-    }
-}
-
 /// Applies a discard. Only pages that hold data can change: a hole stays a hole, so that a discard
 /// of the whole device costs no memory.
 pub(super) fn apply_discard(mem: &mut SparseMem, range: Range<u64>, leaves: Discarded, mut rng: Rng) {

@@ -1,11 +1,12 @@
 //! The simulated medium: executes requests one at a time, and logs what it did.
 
 use crate::check::{Shape, admit, concat, failed, into_bufs};
+use crate::powercut::some_pieces;
 use crate::rng::Rng;
 use crate::sparse::SparseMem;
 use crate::{AlignedBuf, Capabilities, Completion, ErrorKind, Op};
 
-use super::event::{Discarded, Event, EventKind, Outcome, apply_discard, apply_rot, apply_some};
+use super::event::{Discarded, Event, EventKind, Outcome, apply_discard, apply_rot};
 use super::fault::{Effect, Faults, Leaves, OpKind};
 use super::{Counters, SimOptions};
 
@@ -212,7 +213,8 @@ impl Medium {
             Outcome::Failed(Leaves::Mix) => {
                 let unit = u64::from(self.options.logical_sector);
                 let mut rng = self.rng();
-                apply_some(&mut self.mem, offset, data, unit, || rng.chance(0.5));
+                let put = |at, bytes: &[u8]| self.mem.write(at, bytes);
+                some_pieces((offset, data), unit, || rng.chance(0.5), put);
             }
             Outcome::Misdirected(to) => {
                 let data = within(to, data, self.options.size);

@@ -23,10 +23,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+pub use crate::powercut::{CutOptions, Survivors};
 pub use crate::rng::Rng;
 pub use event::{Discarded, Event, EventKind, Outcome, POISON};
 pub use fault::{Effect, Fault, Leaves, OpKind};
-pub use image::{CutOptions, Survivors};
 
 use crate::sparse::SparseMem;
 use crate::{BlockDevice, Capabilities, DeviceError, Op, Pending, RamDevice, Request};

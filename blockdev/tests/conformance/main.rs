@@ -5,7 +5,7 @@ mod suite;
 use dbfs_blockdev::sim::{Discarded, SimDevice, SimOptions};
 use dbfs_blockdev::{
     BlockDevice, Capabilities, DeviceError, Direct, Engine, FileDevice, OpenOptions, Pending, RamDevice,
-    Request,
+    Recorder, Request,
 };
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -77,6 +77,15 @@ fn submitted<K>((device, keep): Made<K>) -> Made<K> {
     (Arc::new(Submitted(device)), keep)
 }
 
+fn recorded<K>((device, keep): Made<K>) -> Made<(K, TempDir)> {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let recorder = Recorder::open(device, dir.path().join("log")).expect("log");
+    (Arc::new(recorder), (keep, dir))
+}
+
+conformance!(recorded_ram, || recorded(ram(512)));
+conformance!(recorded_sim, || submitted(recorded(sim(Discarded::Mixed))));
+conformance!(recorded_file, || recorded(file(Engine::Auto, Direct::Auto)));
 conformance!(file_auto, || file(Engine::Auto, Direct::Auto));
 conformance!(file_auto_buffered, || file(Engine::Auto, Direct::Off));
 conformance!(file_uring, || submitted(file(Engine::Uring, Direct::Auto)));
