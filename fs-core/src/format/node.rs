@@ -44,6 +44,9 @@ pub const LEAF_OVERHEAD: usize = size_of::<LeafSlot>();
 /// Bytes of an entry of an inner node in addition to the encoded pointer.
 pub const INNER_OVERHEAD: usize = Key::SIZE;
 
+/// A value, or what is wrong with the bytes.
+type Checked<T> = std::result::Result<T, String>;
+
 const HEADER_SIZE: usize = size_of::<Header>();
 const CRC_RANGE: std::ops::Range<usize> = 8..12;
 
@@ -168,6 +171,8 @@ pub struct Node {
     ptr: NodePtr,
     level: u8,
     count: u16,
+    /// First and last key, decoded: every visit compares them with what the parent says.
+    ends: (Key, Key),
 }
 
 impl Node {
@@ -178,7 +183,7 @@ impl Node {
     /// and strictly ascending, child pointers plausible and not younger than the node.
     pub fn open(buf: AlignedBuf, ptr: NodePtr, volume: Uuid) -> Result<Self> {
         match Self::validate(&buf, &ptr, volume) {
-            Ok((level, count)) => Ok(Self { buf, ptr, level, count }),
+            Ok((level, count, ends)) => Ok(Self { buf, ptr, level, count, ends }),
             Err(detail) => Err(FsError::corrupt(WHAT, ptr.addr, detail)),
         }
     }
@@ -190,14 +195,14 @@ impl Node {
             return fail(format!("level {} where {} was expected", self.level, expected.level));
         }
         if let Some(first) = expected.first
-            && self.key(0) != first
+            && self.ends.0 != first
         {
-            return fail(format!("first key {:?}, its parent says {first:?}", self.key(0)));
+            return fail(format!("first key {:?}, its parent says {first:?}", self.ends.0));
         }
         if let Some(below) = expected.below
-            && self.key(self.len() - 1) >= below
+            && self.ends.1 >= below
         {
-            return fail(format!("last key {:?} is not below {below:?}", self.key(self.len() - 1)));
+            return fail(format!("last key {:?} is not below {below:?}", self.ends.1));
         }
         Ok(())
     }
@@ -297,27 +302,25 @@ impl Node {
         if self.level == 0 { &[] } else { table(&self.buf, self.len()).unwrap_or_default() }
     }
 
-    /// Level and count, or what is wrong.
-    fn validate(buf: &[u8], ptr: &NodePtr, volume: Uuid) -> std::result::Result<(u8, u16), String> {
+    /// Level, count and first and last key, or what is wrong.
+    fn validate(buf: &[u8], ptr: &NodePtr, volume: Uuid) -> Checked<(u8, u16, (Key, Key))> {
         let header = match header(buf) {
             Some(header) if buf.len() == NODE_SIZE => header,
             _ => return Err(format!("{} bytes instead of {NODE_SIZE}", buf.len())),
         };
         header.check(ptr, volume, checksum(buf))?;
         let count = usize::from(header.count.get());
-        if header.level > 0 {
-            let entries = table::<InnerEntry>(buf, count).ok_or("too many children")?;
-            check_entries(entries, ptr.birth)?;
+        let ends = if header.level > 0 {
+            check_entries(table(buf, count).ok_or("too many children")?, ptr.birth)?
         } else {
-            let slots = table::<LeafSlot>(buf, count).ok_or("too many items")?;
-            check_slots(slots)?;
-        }
-        Ok((header.level, header.count.get()))
+            check_slots(table(buf, count).ok_or("too many items")?)?
+        };
+        Ok((header.level, header.count.get(), ends))
     }
 }
 
 impl Header {
-    fn check(&self, ptr: &NodePtr, volume: Uuid, crc: u32) -> std::result::Result<(), String> {
+    fn check(&self, ptr: &NodePtr, volume: Uuid, crc: u32) -> Checked<()> {
         if self.magic != MAGIC {
             return Err("no tree node there (bad magic)".into());
         }
@@ -341,9 +344,6 @@ impl Header {
         }
         if self.level >= MAX_HEIGHT {
             return Err(format!("level {} is impossible", self.level));
-        }
-        if self.count.get() == 0 {
-            return Err("it is empty".into());
         }
         Ok(())
     }
@@ -384,26 +384,23 @@ fn order(raw: &[u8; Key::SIZE]) -> (u64, u8, u64) {
     (u64::from_le_bytes([a, b, c, d, e, f, g, h]), kind, u64::from_le_bytes(offset))
 }
 
-/// Keys are known and strictly ascending.
-fn check_keys<'a>(keys: impl Iterator<Item = &'a [u8; Key::SIZE]>) -> std::result::Result<(), String> {
-    let mut last = None;
+/// Keys are known and strictly ascending; gives the first and the last.
+fn check_keys<'a>(keys: impl Iterator<Item = &'a [u8; Key::SIZE]>) -> Checked<(Key, Key)> {
+    let mut ends: Option<(Key, Key)> = None;
     for (i, raw) in keys.enumerate() {
-        if Key::decode(raw).is_none() {
-            return Err(format!("key {i} is of unknown kind {}", raw[8]));
-        }
-        let key = order(raw);
-        if last.is_some_and(|last| last >= key) {
+        let key = Key::decode(raw).ok_or_else(|| format!("key {i} is of unknown kind {}", raw[8]))?;
+        if ends.is_some_and(|(_, last)| last >= key) {
             return Err(format!("key {i} is not above the one before it"));
         }
-        last = Some(key);
+        ends = Some((ends.map_or(key, |(first, _)| first), key));
     }
-    Ok(())
+    ends.ok_or_else(|| "it is empty".into())
 }
 
 /// Each value must end where the one before it starts (the first: at the end of the node). This
 /// canonical form makes overlaps and forgotten bytes impossible.
-fn check_slots(slots: &[LeafSlot]) -> std::result::Result<(), String> {
-    check_keys(slots.iter().map(|s| &s.key))?;
+fn check_slots(slots: &[LeafSlot]) -> Checked<(Key, Key)> {
+    let ends = check_keys(slots.iter().map(|s| &s.key))?;
     let mut end = NODE_SIZE;
     for (i, slot) in slots.iter().enumerate() {
         let value = slot.range();
@@ -415,11 +412,11 @@ fn check_slots(slots: &[LeafSlot]) -> std::result::Result<(), String> {
     if end < HEADER_SIZE + size_of_val(slots) {
         return Err(format!("values start at {end}, within the table of {} items", slots.len()));
     }
-    Ok(())
+    Ok(ends)
 }
 
-fn check_entries(entries: &[InnerEntry], birth: Lsn) -> std::result::Result<(), String> {
-    check_keys(entries.iter().map(|e| &e.key))?;
+fn check_entries(entries: &[InnerEntry], birth: Lsn) -> Checked<(Key, Key)> {
+    let ends = check_keys(entries.iter().map(|e| &e.key))?;
     for (i, entry) in entries.iter().enumerate() {
         match entry.child.get() {
             None => return Err(format!("child {i} at impossible block {}", entry.child.address)),
@@ -429,7 +426,7 @@ fn check_entries(entries: &[InnerEntry], birth: Lsn) -> std::result::Result<(), 
             Some(_) => {}
         }
     }
-    Ok(())
+    Ok(ends)
 }
 
 const _: () = assert!(MAX_ADDRESS < (1 << 62) / BLOCK_SIZE as u64 + 1);

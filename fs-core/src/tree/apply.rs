@@ -23,6 +23,9 @@ use crate::types::{BlockNr, Epoch, Lsn};
 /// Children read ahead of their rewriting in one submission.
 const PREFETCH: usize = 32;
 
+/// Nodes of one level that one change can cause to be written.
+const NODES_PER_LEVEL: u64 = 5;
+
 /// Where new nodes go.
 pub trait NodeSink {
     /// [`NODE_BLOCKS`](crate::NODE_BLOCKS) consecutive free blocks for a new node.
@@ -33,6 +36,19 @@ pub trait NodeSink {
 
     /// The new tree does not contain `node` of the old one.
     fn freed(&mut self, node: NodePtr);
+}
+
+/// Nodes that [`apply`] writes at most for `changes` changes to a tree of `height` levels: what to
+/// reserve so that it cannot run out of space half way.
+///
+/// A change rewrites at most two and a half nodes' worth of items at each level (its own node and
+/// neighbours taken in), which large items can spread over four nodes; an append may divide one
+/// more. A new level on top counts like the others.
+pub fn worst_case_nodes(height: u8, changes: u64) -> u64 {
+    if changes == 0 {
+        return 0;
+    }
+    changes.saturating_mul(NODES_PER_LEVEL).saturating_mul(u64::from(height) + 1)
 }
 
 /// Who makes the new tree, and how.

@@ -1,6 +1,8 @@
 mod apply;
 mod corrupt;
+mod counting;
 mod fill;
 mod harness;
 mod model;
+mod pack;
 mod read;

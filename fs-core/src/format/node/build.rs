@@ -32,12 +32,21 @@ pub struct NodeBuilder {
     table: usize,
     /// Where the values of a leaf start.
     heap: usize,
+    /// First and last key.
+    ends: Option<(Key, Key)>,
 }
 
 impl NodeBuilder {
     /// An empty node of `level`.
     pub fn new(level: u8) -> Self {
-        Self { buf: AlignedBuf::zeroed(NODE_SIZE), level, count: 0, table: HEADER_SIZE, heap: NODE_SIZE }
+        Self {
+            buf: AlignedBuf::zeroed(NODE_SIZE),
+            level,
+            count: 0,
+            table: HEADER_SIZE,
+            heap: NODE_SIZE,
+            ends: None,
+        }
     }
 
     /// Appends an item to a leaf, or a child with its encoded pointer to an inner node. `key` must
@@ -57,11 +66,12 @@ impl NodeBuilder {
             let (offset, len) = ((heap as u16).into(), (value.len() as u16).into());
             self.append(LeafSlot { key: key.encode(), offset, len }.as_bytes());
         }
+        self.ends = Some((self.ends.map_or(*key, |(first, _)| first), *key));
         self.count += 1;
     }
 
-    /// The finished node, for the block `addr`; the bytes to write there are
-    /// [`Node::bytes`].
+    /// The finished node, for the block `addr`; the bytes to write there are [`Node::bytes`].
+    /// Panics if nothing was pushed.
     pub fn finish(mut self, stamp: &Stamp, addr: BlockNr) -> Node {
         let header = Header {
             magic: MAGIC,
@@ -80,8 +90,9 @@ impl NodeBuilder {
         let crc = checksum(&self.buf);
         self.buf[CRC_RANGE].copy_from_slice(&crc.to_le_bytes());
         let ptr = NodePtr { addr, birth: stamp.birth, crc };
-        debug_assert_eq!(Node::validate(&self.buf, &ptr, stamp.volume), Ok((self.level, self.count)));
-        Node { buf: self.buf, ptr, level: self.level, count: self.count }
+        let ends = self.ends.expect("a node is not empty");
+        debug_assert_eq!(Node::validate(&self.buf, &ptr, stamp.volume), Ok((self.level, self.count, ends)));
+        Node { buf: self.buf, ptr, level: self.level, count: self.count, ends }
     }
 
     fn append(&mut self, bytes: &[u8]) {

@@ -58,6 +58,27 @@ fn slow_deletion_leaves_few_nodes() {
     assert_eq!(tree.root.height, 2);
 }
 
+/// Batches of one change, on badly filled nodes with large and small items, write no more than is
+/// reserved for them (the harness checks each).
+#[test]
+fn single_changes_stay_within_the_worst_case() {
+    let mut rng = Rng::new(6);
+    let mut tree = Harness::new(64 << 20);
+    let len = |rng: &mut Rng| [0, 40, 1500, MAX_VALUE][rng.below(4) as usize];
+    tree.apply(&puts((0..8000).map(|n| (n, value(n, len(&mut rng)))))).unwrap();
+    for round in 0..8 {
+        for _ in 0..250 {
+            let n = rng.below(8000);
+            let put = rng.chance(0.4);
+            let change = if put { Change::Put(value(n, len(&mut rng))) } else { Change::Delete };
+            tree.apply(&BTreeMap::from([(key(n), change)])).unwrap();
+        }
+        let from = rng.below(8000);
+        let gap = (from..from + 900).filter(|n| n % 7 != 0).map(|n| (key(n), Change::Delete));
+        assert!(tree.apply_and_check(&gap.collect()).bad.is_empty(), "round {round}");
+    }
+}
+
 /// Only the touched path is written again.
 #[test]
 fn a_small_change_writes_one_path() {

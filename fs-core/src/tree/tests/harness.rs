@@ -156,7 +156,9 @@ impl Harness {
         self.sink.begin();
         let context = self.context();
         let reader = self.reader.clone();
+        let worst = worst_case_nodes(self.root.height, changes.len() as u64);
         self.root = apply(&reader, &self.root, &context, changes.iter().map(item), &mut self.sink)?;
+        assert!(self.sink.written.len() as u64 <= worst, "{} nodes written", self.sink.written.len());
         for (key, change) in changes {
             match resolve(change, self.model.get(key).map(Vec::as_slice)) {
                 Some(value) => self.model.insert(*key, value),
