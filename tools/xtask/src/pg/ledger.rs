@@ -17,7 +17,7 @@ use super::Server;
 use super::wire::Connection;
 use crate::rng::Rng;
 
-/// Reads the sequence number of the newest write or flush that the recorder has logged.
+/// Reads the number that the recorder will give to its next record.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// A clock for runs without a recorder: everything happens at 0.
@@ -30,9 +30,9 @@ pub fn no_clock() -> Clock {
 pub struct Commit {
     /// The client's own counter, from 1.
     pub n: u64,
-    /// Sequence number before the commit was sent.
+    /// The number of the next record, before the commit was sent.
     pub sent: u64,
-    /// Sequence number after it was acknowledged; `None` if the answer never came.
+    /// The same after it was acknowledged; `None` if the answer never came.
     pub acked: Option<u64>,
 }
 
@@ -96,8 +96,8 @@ impl Ledger {
         self.commits.get(&client).and_then(|list| list.last()).map_or(0, |commit| commit.n)
     }
 
-    /// Checks the server's table: every commit acknowledged at or before sequence number `cut` is there,
-    /// none is there that was not even sent by then, none that nobody sent.
+    /// Checks the server's table against the records below `cut`: every commit acknowledged within them is
+    /// there, none is there that was only sent after them, none that nobody sent.
     pub fn check(&self, server: &Server, cut: u64) -> Result<Found> {
         let rows = server.connect()?.query("SELECT client, n FROM ledger")?;
         let mut present = HashSet::new();
@@ -117,7 +117,7 @@ impl Ledger {
                 match (promised, there) {
                     (true, true) => found.acknowledged += 1,
                     (true, false) => bail!("client {client}: acknowledged commit is lost: {commit:?}"),
-                    (false, true) if commit.sent > cut => {
+                    (false, true) if commit.sent >= cut => {
                         bail!("client {client}: commit is there before it was sent: {commit:?}")
                     }
                     (false, true) => found.unacknowledged += 1,
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn what_was_acknowledged_before_the_cut_must_be_there() {
         assert_eq!(compare(&[1], 20).unwrap(), Found { acknowledged: 1, unacknowledged: 0 });
-        assert_eq!(compare(&[1, 2], 20).unwrap(), Found { acknowledged: 1, unacknowledged: 1 });
+        assert_eq!(compare(&[1, 2], 21).unwrap(), Found { acknowledged: 1, unacknowledged: 1 });
         assert_eq!(compare(&[1, 2, 3], u64::MAX).unwrap(), Found { acknowledged: 2, unacknowledged: 1 });
         assert!(compare(&[2], 20).unwrap_err().to_string().contains("is lost"));
         assert!(compare(&[1], 30).unwrap_err().to_string().contains("is lost"));
@@ -255,6 +255,7 @@ mod tests {
 
     #[test]
     fn what_was_not_sent_must_not_be_there() {
+        assert!(compare(&[1, 2], 20).unwrap_err().to_string().contains("before it was sent"));
         assert!(compare(&[1, 2, 3], 25).unwrap_err().to_string().contains("before it was sent"));
         assert!(compare(&[1, 2, 4], 99).unwrap_err().to_string().contains("nobody sent"));
     }

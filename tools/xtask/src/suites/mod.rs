@@ -2,6 +2,7 @@
 
 mod fsx;
 mod pg_basic;
+mod pg_cut;
 mod pg_kill;
 mod pg_regress;
 mod pjdfstest;
@@ -30,6 +31,8 @@ pub enum Suite {
     PgRegress,
     /// kill -9 of daemon and server under load, again and again
     PgKill,
+    /// Power cuts, rebuilt from a recording of everything the daemon wrote
+    PgCut,
 }
 
 /// How a suite is to be run.
@@ -69,7 +72,8 @@ pub struct Args {
 pub fn command(args: &Args) -> Result<()> {
     let profile = if args.release { Profile::Release } else { Profile::Dev };
     let plan = Plan { kind: args.target, profile, full: args.full, seed: args.seed };
-    let suites = if args.suites.is_empty() { Suite::value_variants() } else { &args.suites };
+    let all = Suite::value_variants();
+    let suites = if args.suites.is_empty() { all } else { &args.suites };
     prepare(&plan, suites)?;
     privilege::become_root()?;
     run(&plan, suites).finish()
@@ -118,6 +122,7 @@ fn run_one(plan: &Plan, suite: Suite) -> Tally {
         Suite::PgBasic => pg_basic::run(plan, &work, &mut tally),
         Suite::PgRegress => pg_regress::run(plan, &work, &mut tally),
         Suite::PgKill => pg_kill::run(plan, &work, &mut tally),
+        Suite::PgCut => pg_cut::run(plan, &work, &mut tally),
     });
     if let Err(error) = outcome {
         tally.fail(&format!("{name} (seed {})", plan.seed), &error);

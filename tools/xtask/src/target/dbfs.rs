@@ -17,13 +17,14 @@ pub struct DbfsOptions {
     dir: PathBuf,
     volume: Volume,
     log: PathBuf,
+    record: Option<PathBuf>,
 }
 
 impl DbfsOptions {
     /// The `dbfs` program, the volume's image file (or block device), its mount point, its geometry,
     /// and the file that takes the daemon's messages.
     pub fn new(program: PathBuf, image: PathBuf, dir: PathBuf, volume: Volume, log: PathBuf) -> Self {
-        Self { program, image, dir, volume, log }
+        Self { program, image, dir, volume, log, record: None }
     }
 }
 
@@ -37,6 +38,12 @@ impl Dbfs {
     /// Describes a volume; nothing is started.
     pub fn new(options: DbfsOptions) -> Self {
         Self { options, daemon: None }
+    }
+
+    /// Puts a recorder between engine and device from the next mount on, which logs every write and flush
+    /// to `log`; `None` takes it away.
+    pub fn record_to(&mut self, log: Option<PathBuf>) {
+        self.options.record = log;
     }
 
     fn dbfs(&self, subcommand: &str) -> Command {
@@ -66,6 +73,9 @@ impl Target for Dbfs {
         }
         let mut mount = self.dbfs("mount");
         mount.arg(&self.options.image).arg(&self.options.dir).arg("--foreground");
+        if let Some(log) = &self.options.record {
+            mount.args(["-o", &format!("record={}", log.display())]);
+        }
         self.daemon = Some(Daemon::start(&mut mount, &self.options.dir, &self.options.log)?);
         Ok(())
     }
