@@ -3,10 +3,12 @@
 //! No sockets, no FUSE, no global state. The device, the clock and the threads that drive
 //! background work come from outside.
 
+pub mod alloc;
 pub mod api;
 pub mod env;
 mod error;
 pub mod format;
+pub mod mutants;
 pub mod tree;
 mod types;
 

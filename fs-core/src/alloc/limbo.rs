@@ -1,0 +1,110 @@
+//! Freed blocks that must not be used yet (rule R1).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::types::Lsn;
+
+/// Runs that wait for the record that freed them to be *known* durable: until a flushed record or
+/// slot says so, recovery would verify the old mapping against the new bytes.
+///
+/// Runs are cut at group borders by the caller.
+#[derive(Default)]
+pub(super) struct Limbo {
+    by_block: BTreeMap<u64, (u32, Lsn)>,
+    by_lsn: BTreeMap<(Lsn, u64), u32>,
+    /// Records up to here are known to be durable.
+    durable: Lsn,
+    /// The slowest follower has applied the records up to here.
+    followers: Option<Lsn>,
+}
+
+impl Limbo {
+    /// Puts a run away that the record `lsn` frees. The caller has checked [`Self::intersects`].
+    pub fn insert(&mut self, start: u64, len: u32, lsn: Lsn) {
+        self.by_block.insert(start, (len, lsn));
+        self.by_lsn.insert((lsn, start), len);
+    }
+
+    /// Is a block of `range` in limbo?
+    pub fn intersects(&self, range: Range<u64>) -> bool {
+        self.overlaps(range).next().is_some()
+    }
+
+    /// The runs that have a block in common with `range`, whole.
+    pub fn overlaps(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let whole = |(&start, &(len, _)): (&u64, &(u32, Lsn))| start..start + len as u64;
+        let before = self.by_block.range(..range.start).next_back().map(whole);
+        let before = before.filter(|run| run.end > range.start);
+        before.into_iter().chain(self.by_block.range(range).map(whole))
+    }
+
+    /// Notes that all records up to `durable` are known to be durable. Never goes back.
+    pub fn advance(&mut self, durable: Lsn) {
+        self.durable = self.durable.max(durable);
+    }
+
+    /// Notes how far the slowest follower with a claim has come; `None` when there is none.
+    pub fn set_followers(&mut self, applied: Option<Lsn>) {
+        self.followers = applied;
+    }
+
+    /// Takes out one run that may be used again.
+    pub fn pop(&mut self) -> Option<(u64, u32)> {
+        let bound = self.followers.map_or(self.durable, |f| f.min(self.durable));
+        let entry = self.by_lsn.first_entry()?;
+        let (lsn, start) = *entry.key();
+        if lsn > bound {
+            return None;
+        }
+        let len = entry.remove();
+        self.by_block.remove(&start);
+        Some((start, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(limbo: &mut Limbo) -> Vec<(u64, u32)> {
+        std::iter::from_fn(|| limbo.pop()).collect()
+    }
+
+    #[test]
+    fn leaves_in_lsn_order_up_to_the_durable_one() {
+        let mut limbo = Limbo::default();
+        limbo.insert(50, 4, Lsn(7));
+        limbo.insert(10, 4, Lsn(9));
+        limbo.insert(30, 4, Lsn(8));
+        assert_eq!(drain(&mut limbo), []);
+        limbo.advance(Lsn(8));
+        assert_eq!(drain(&mut limbo), [(50, 4), (30, 4)]);
+        limbo.advance(Lsn(3));
+        assert_eq!(drain(&mut limbo), []);
+        limbo.advance(Lsn(9));
+        assert_eq!(drain(&mut limbo), [(10, 4)]);
+    }
+
+    #[test]
+    fn waits_for_the_slowest_follower() {
+        let mut limbo = Limbo::default();
+        limbo.insert(10, 1, Lsn(5));
+        limbo.insert(11, 1, Lsn(6));
+        limbo.set_followers(Some(Lsn(5)));
+        limbo.advance(Lsn(6));
+        assert_eq!(drain(&mut limbo), [(10, 1)]);
+        limbo.set_followers(None);
+        assert_eq!(drain(&mut limbo), [(11, 1)]);
+    }
+
+    #[test]
+    fn knows_its_blocks() {
+        let mut limbo = Limbo::default();
+        limbo.insert(10, 5, Lsn(1));
+        limbo.insert(20, 5, Lsn(2));
+        assert!(limbo.intersects(14..15) && limbo.intersects(0..11) && limbo.intersects(12..13));
+        assert!(!limbo.intersects(15..20) && !limbo.intersects(25..30) && !limbo.intersects(0..10));
+        assert_eq!(limbo.overlaps(12..22).collect::<Vec<_>>(), [10..15, 20..25]);
+    }
+}

@@ -1,0 +1,283 @@
+//! The path of an allocation: no lock, no I/O.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::group::{Kind, Slot, Wanted};
+use super::hold::{Hold, Purpose};
+use super::{AllocError, Allocator};
+use crate::error::FsError;
+use crate::mutants::{self, Mutant};
+use crate::types::{BlockNr, BlockRun, GroupNr};
+
+/// What the blocks are for. Each class has its own places to fill, so that short-lived tree nodes
+/// do not cut up the space of large files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// File data. Without a hold it must leave the reserve.
+    Data = 0,
+    /// Nodes of the metadata tree. May use the reserve.
+    Metadata = 1,
+    /// Segments of the journal. May use the reserve.
+    Journal = 2,
+}
+
+const CLASSES: usize = 3;
+
+impl Class {
+    fn purpose(self) -> Purpose {
+        if self == Class::Data { Purpose::User } else { Purpose::Essential }
+    }
+}
+
+/// What is asked of [`Allocator::alloc`].
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Blocks wanted; more than a group is cut to a group.
+    pub want: u32,
+    /// Fewest blocks that are of use. From 1 to `want`, at most a group.
+    pub min: u32,
+    /// Power of two that the first block is a multiple of; at most a group. A run shorter than
+    /// wanted is a multiple of it long, if that is not below `min`.
+    pub align: u32,
+    /// Where the run should start: behind the file's last extent.
+    pub goal: Option<BlockNr>,
+    /// What the blocks are for.
+    pub class: Class,
+    /// Requests of different lanes start in different places. Any number: a worker's, or an inode's.
+    pub lane: u32,
+}
+
+impl Request {
+    /// A request for `min` to `want` blocks of a class, without a goal.
+    pub fn new(want: u32, min: u32, align: u32, class: Class) -> Self {
+        Self { want, min, align, goal: None, class, lane: 0 }
+    }
+
+    /// The same with a goal.
+    pub fn near(self, goal: BlockNr) -> Self {
+        Self { goal: Some(goal), ..self }
+    }
+
+    fn check(&self, group_blocks: u32) -> Result<(), FsError> {
+        let sizes = 1 <= self.min && self.min <= self.want && self.min <= group_blocks;
+        let align = self.align.is_power_of_two() && self.align <= group_blocks;
+        if sizes && align { Ok(()) } else { Err(FsError::INVALID) }
+    }
+}
+
+const LANES: usize = 8;
+/// A position as `index in the reserved list << 16 | offset in the group`.
+const UNSET: u64 = u64::MAX;
+
+/// One a cache line, so that lanes do not disturb each other.
+#[repr(align(64))]
+struct Cursor(AtomicU64);
+
+/// Where each lane of each class goes on.
+pub(super) struct Cursors([Cursor; CLASSES * LANES]);
+
+impl Default for Cursors {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Cursor(AtomicU64::new(UNSET))))
+    }
+}
+
+impl Cursors {
+    fn slot(&self, request: &Request) -> &AtomicU64 {
+        &self.0[request.class as usize * LANES + request.lane as usize % LANES].0
+    }
+
+    /// Position in the list of `len` reserved groups and offset in the group.
+    fn get(&self, request: &Request, len: u64) -> (u64, u32) {
+        match self.slot(request).load(Ordering::Relaxed) {
+            UNSET => {
+                let class = request.class as u64 * len / CLASSES as u64;
+                ((class + request.lane as u64 % LANES as u64) % len, 0)
+            }
+            at => ((at >> 16) % len, (at & 0xffff) as u32),
+        }
+    }
+
+    fn set(&self, request: &Request, index: u64, offset: u32) {
+        self.slot(request).store(index << 16 | offset as u64, Ordering::Relaxed);
+    }
+}
+
+/// A group to look in.
+struct Place<'a> {
+    group: GroupNr,
+    slot: &'a Slot,
+    index: u32,
+}
+
+impl Allocator {
+    /// Allocates a run of `min` to `want` consecutive blocks within one group. The space is taken
+    /// from `hold`, or else from what is available to the class. A hold that has fewer than `want`
+    /// blocks bounds the run. Errors: see [`AllocError`]; `EINVAL` for a request that makes no
+    /// sense or a hold below `min`. Takes no lock and does no I/O, except to find groups that
+    /// should be reserved when the reserved ones are used up.
+    pub fn alloc(&self, request: &Request, hold: Option<&mut Hold>) -> Result<BlockRun, AllocError> {
+        request.check(self.base.group_blocks)?;
+        let (min, want) = (request.min as u64, request.want.min(self.base.group_blocks) as u64);
+        let Some(hold) = hold else {
+            let purpose = request.class.purpose();
+            let claim = self.space.claim(min, want, purpose).ok_or_else(|| self.full())?;
+            let run = self.place(request, claim as u32);
+            self.space.give(claim - run.as_ref().map_or(0, |run| run.len as u64));
+            return run;
+        };
+        if hold.blocks() < min || !hold.is_on(&self.space) {
+            return Err(FsError::INVALID.into());
+        }
+        let run = self.place(request, want.min(hold.blocks()) as u32)?;
+        hold.consume(run.len as u64);
+        Ok(run)
+    }
+
+    /// Finds a run for which space is claimed.
+    fn place(&self, request: &Request, want: u32) -> Result<BlockRun, AllocError> {
+        loop {
+            if let Some(run) = self.find(request, want) {
+                return Ok(run);
+            }
+            let suggested = self.suggest(Some((request.min, request.align)))?;
+            if suggested.is_empty() {
+                let enough = self.reserved.free() >= request.min as u64;
+                return Err(if enough { AllocError::Fragmented } else { self.full() });
+            }
+            if mutants::active(Mutant::AllocOutsideReservation) {
+                self.reserve_done(&suggested)?;
+                continue;
+            }
+            self.counters.reservation_waits.fetch_add(1, Ordering::Relaxed);
+            return Err(AllocError::NeedReservation { suggested });
+        }
+    }
+
+    /// Searches until it succeeds or has failed without being disturbed. The number of tries is
+    /// bounded because a long run may be nowhere while others free and allocate short ones.
+    fn find(&self, request: &Request, want: u32) -> Option<BlockRun> {
+        const TRIES: usize = 16;
+        let mut retries = 0;
+        let mut run = None;
+        for _ in 0..TRIES {
+            let mark = self.churn.mark();
+            run = self.search(request, want, &mut retries);
+            if run.is_some() || self.churn.quiet_since(mark) {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        match run {
+            Some(run) => self.counters.allocated(run.len as u64, retries),
+            None => self.counters.lost_races(retries),
+        }
+        run
+    }
+
+    /// Everywhere for all that is wanted, then for a quarter, and so on down to the least.
+    fn search(&self, request: &Request, want: u32, retries: &mut u64) -> Option<BlockRun> {
+        if self.reserved.free() < request.min as u64 {
+            return None;
+        }
+        let goal = request.goal.and_then(|goal| self.reserved_place(goal));
+        let wanted = Wanted { from: 0, need: want, want, align: request.align };
+        if let Some((place, from)) = &goal {
+            let exact = Wanted { from: *from, need: request.min.max(want / 4), ..wanted };
+            if let Some(run) = self.take_at(place, exact, retries) {
+                return Some(run);
+            }
+        }
+        let mut need = want;
+        loop {
+            if let Some((place, from)) = &goal {
+                let near = Wanted { from: *from, need, ..wanted };
+                if let Some(run) = self.take(place, near, retries) {
+                    return Some(run);
+                }
+            }
+            if let Some(run) = self.scan(request, Wanted { need, ..wanted }, retries) {
+                return Some(run);
+            }
+            if need == request.min {
+                return None;
+            }
+            need = (need / 4 / request.align * request.align).max(request.min);
+        }
+    }
+
+    /// Goes round the reserved groups from the lane's cursor.
+    fn scan(&self, request: &Request, wanted: Wanted, retries: &mut u64) -> Option<BlockRun> {
+        let len = self.reserved.len();
+        if len == 0 {
+            return None;
+        }
+        let (first, from) = self.cursors.get(request, len);
+        for (mut at, end) in [(first, len), (0, first)] {
+            while let Some(index) = self.reserved.candidate(at, end) {
+                at = index + 1;
+                let Some(group) = self.reserved.group(index) else { break };
+                let place = Place { group, slot: self.slots.entry(group.0), index: index as u32 };
+                let from = if index == first { from } else { 0 };
+                if let Some(run) = self.take(&place, Wanted { from, ..wanted }, retries) {
+                    self.cursors.set(request, index, self.base.offset_in_group(run.end()));
+                    return Some(run);
+                }
+            }
+        }
+        None
+    }
+
+    /// The place of `block`, if its group is reserved, and the offset there.
+    fn reserved_place(&self, block: BlockNr) -> Option<(Place<'_>, u32)> {
+        let group = self.base.group_of(block);
+        let slot = self.slots.get(group.0)?;
+        let index = slot.state().reserved()?;
+        Some((Place { group, slot, index }, self.base.offset_in_group(block)))
+    }
+
+    fn take(&self, place: &Place<'_>, wanted: Wanted, retries: &mut u64) -> Option<BlockRun> {
+        let free = place.slot.free.load(Ordering::SeqCst);
+        if free == 0 {
+            let still = || place.slot.free.load(Ordering::SeqCst) == 0;
+            self.reserved.exhausted(place.index as u64, still);
+        }
+        if free < wanted.need {
+            return None;
+        }
+        let _pin = place.slot.pin()?;
+        let (start, len) = self.frame_of(place.slot)?.alloc(wanted, &self.churn, retries)?;
+        Some(self.settle(place, start, len))
+    }
+
+    fn take_at(&self, place: &Place<'_>, wanted: Wanted, retries: &mut u64) -> Option<BlockRun> {
+        let _pin = place.slot.pin()?;
+        let len = self.frame_of(place.slot)?.alloc_at(wanted, &self.churn, retries)?;
+        Some(self.settle(place, wanted.from, len))
+    }
+
+    /// Counts a claimed run. The group is pinned until then, so that a group whose count is 0 and
+    /// that nobody has pinned is really full.
+    fn settle(&self, place: &Place<'_>, start: u32, len: u32) -> BlockRun {
+        place.slot.free.fetch_sub(len, Ordering::SeqCst);
+        self.reserved.sub_free(len);
+        self.space.used(len as u64);
+        self.base.run(place.group, start, len)
+    }
+
+    /// Allocates exactly this run, which lies in one group, if it is free and the group reserved.
+    pub(super) fn claim_exactly(&self, run: BlockRun) -> bool {
+        let Some((place, start)) = self.reserved_place(run.start) else { return false };
+        if place.slot.state().kind() != Kind::Loaded {
+            return false;
+        }
+        let Some(_pin) = place.slot.pin() else { return false };
+        let mut retries = 0;
+        let frame = self.frame_of(place.slot);
+        let claimed = frame.is_some_and(|f| f.claim(start, run.len, &self.churn, &mut retries));
+        if claimed {
+            self.settle(&place, start, run.len);
+        }
+        claimed
+    }
+}

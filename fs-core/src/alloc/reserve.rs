@@ -1,0 +1,221 @@
+//! Which groups this epoch may use (rule R2).
+
+use std::sync::atomic::Ordering;
+
+use super::Allocator;
+use super::group::{Slot, State};
+use crate::error::{FsError, Result};
+use crate::types::GroupNr;
+
+/// Groups in one suggestion, at most.
+const MAX_SUGGESTED: usize = 64;
+/// Groups looked at for the room for a take-over, at most.
+const MAX_ROOM_LOOKS: usize = 4096;
+
+/// Remembers what was suggested last, so that threads that run out of space together get the same
+/// answer and one reservation serves them all.
+#[derive(Default)]
+pub(super) struct Suggester {
+    /// Group after the last one suggested.
+    next: u64,
+    pending: Vec<GroupNr>,
+}
+
+impl Allocator {
+    /// The reservation of these groups is durable: allocate there from now on. Groups that are
+    /// reserved already are skipped. Loads the groups: may block. Errors: a group that is excluded
+    /// or kept as room, a loader that fails; groups before it in the list are reserved then.
+    pub fn reserve_done(&self, groups: &[GroupNr]) -> Result<()> {
+        for &group in groups {
+            let slot = self.check_group(group)?;
+            self.ensure_loaded(group)?;
+            let _admin = self.admin.lock();
+            let state = slot.state();
+            if state.off_limits() {
+                return Err(FsError::Volume(format!("block group {group} cannot be reserved")));
+            }
+            if state.reserved().is_none() {
+                let free = slot.free.load(Ordering::SeqCst);
+                self.reserved.push(group, free, |index| slot.set_reserved(index));
+            }
+        }
+        self.churn.changed();
+        self.trim();
+        Ok(())
+    }
+
+    /// The groups reserved so far, in order.
+    pub fn reserved_groups(&self) -> Vec<GroupNr> {
+        (0..self.reserved.len()).filter_map(|index| self.reserved.group(index)).collect()
+    }
+
+    /// The groups kept as room for a take-over.
+    pub fn room_groups(&self) -> Vec<GroupNr> {
+        self.admin.lock().room.clone()
+    }
+
+    /// Free blocks in reserved groups.
+    pub fn reserved_free_blocks(&self) -> u64 {
+        self.reserved.free()
+    }
+
+    /// Groups to reserve ahead of time, if the reserved ones are running out of free blocks. Also
+    /// unloads full groups if many are loaded. May block on the loader. Cheap while nothing is due.
+    pub fn needs_more(&self) -> Option<Vec<GroupNr>> {
+        self.trim();
+        if self.reserved.free() >= self.config.low_water_blocks {
+            return None;
+        }
+        match self.suggest(None) {
+            Ok(groups) => (!groups.is_empty()).then_some(groups),
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for block groups to reserve");
+                None
+            }
+        }
+    }
+
+    /// Groups that an earlier epoch has reserved and whose I/O is not proven to have drained: they
+    /// are not used. Loads them: may block. Errors: reserved by this epoch already, or the loader's.
+    pub fn exclude(&self, groups: &[GroupNr]) -> Result<()> {
+        let mut refill = false;
+        for &group in groups {
+            let slot = self.check_group(group)?;
+            self.ensure_loaded(group)?;
+            let mut admin = self.admin.lock();
+            let state = slot.state();
+            if state.reserved().is_some() {
+                return Err(FsError::Volume(format!("block group {group} is reserved")));
+            }
+            self.set_off_limits(slot, |slot| slot.set_excluded(true));
+            if state.room() {
+                // Room is for an epoch that could use it.
+                slot.set_room(false);
+                admin.room.retain(|&g| g != group);
+                refill = true;
+            }
+        }
+        if refill { self.fill_room() } else { Ok(()) }
+    }
+
+    /// The earlier epoch's I/O has drained: these groups may be reserved again.
+    pub fn readmit(&self, groups: &[GroupNr]) -> Result<()> {
+        for &group in groups {
+            let slot = self.check_group(group)?;
+            let _admin = self.admin.lock();
+            self.set_off_limits(slot, |slot| slot.set_excluded(false));
+            self.churn.changed();
+        }
+        Ok(())
+    }
+
+    /// Runs `change` and keeps the count of claimable blocks right. The admin lock is held, and
+    /// the group is loaded and not reserved, so its count is exact.
+    fn set_off_limits(&self, slot: &Slot, change: impl FnOnce(&Slot)) {
+        let before = slot.state().off_limits();
+        change(slot);
+        let after = slot.state().off_limits();
+        let free = slot.free.load(Ordering::SeqCst) as u64;
+        match (before, after) {
+            (false, true) => self.space.withdraw(free),
+            (true, false) => self.space.give(free),
+            _ => {}
+        }
+    }
+
+    /// Groups worth reserving; with `need` = (blocks, alignment) only such that have that run.
+    pub(super) fn suggest(&self, need: Option<(u32, u32)>) -> Result<Vec<GroupNr>> {
+        let mut suggester = self.suggester.lock();
+        suggester.pending.retain(|&g| reservable(self.slots.entry(g.0).state()));
+        if suggester.pending.is_empty() {
+            self.collect(&mut suggester, need)?;
+        }
+        Ok(suggester.pending.clone())
+    }
+
+    /// One round over the volume. Groups with less than a sixteenth free only if there is no other.
+    fn collect(&self, suggester: &mut Suggester, need: Option<(u32, u32)>) -> Result<()> {
+        let groups = self.geometry().groups();
+        let (mut sum, mut last_resort, mut failure) = (0, Vec::new(), None);
+        for step in 0..groups {
+            let group = GroupNr((suggester.next + step) % groups);
+            if !reservable(self.state_of(group)) {
+                continue;
+            }
+            let survey = match self.survey(group, need) {
+                Ok(survey) => survey,
+                Err(error) => {
+                    tracing::warn!(%group, %error, "block group cannot be used");
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            if !survey.fits || survey.free == 0 {
+                continue;
+            }
+            if survey.free < self.base.group_blocks / 16 {
+                last_resort.push((group, survey.free));
+                last_resort.truncate(MAX_SUGGESTED);
+                continue;
+            }
+            suggester.pending.push(group);
+            sum += survey.free as u64;
+            if sum >= self.config.batch_blocks || suggester.pending.len() == MAX_SUGGESTED {
+                break;
+            }
+        }
+        if suggester.pending.is_empty() {
+            suggester.pending = last_resort.iter().map(|&(group, _)| group).collect();
+        }
+        match (suggester.pending.last(), failure) {
+            (Some(last), _) => suggester.next = (last.0 + 1) % groups,
+            (None, Some(error)) => return Err(error),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    fn state_of(&self, group: GroupNr) -> State {
+        // An untouched group is in the state of a fresh slot.
+        self.slots.get(group.0).map_or_else(|| Slot::default().state(), Slot::state)
+    }
+
+    /// Chooses groups as room for a take-over until there are enough: from the end of the volume,
+    /// where reservations come last, those at least half free; the emptiest if there are too few.
+    pub(super) fn fill_room(&self) -> Result<()> {
+        let groups = self.geometry().groups();
+        let wanted = (self.config.takeover_groups as u64).min(groups / 4) as usize;
+        let missing = wanted.saturating_sub(self.room_groups().len());
+        let (mut chosen, mut others) = (Vec::new(), Vec::new());
+        let candidates = (0..groups).rev().map(GroupNr).filter(|&g| reservable(self.state_of(g)));
+        for group in candidates.take(MAX_ROOM_LOOKS) {
+            if chosen.len() >= missing {
+                break;
+            }
+            match self.survey(group, None) {
+                Ok(survey) if survey.free >= self.base.group_blocks / 2 => chosen.push(group),
+                Ok(survey) => others.push((survey.free, group)),
+                Err(error) => tracing::warn!(%group, %error, "block group cannot be used"),
+            }
+        }
+        others.sort_unstable_by(|a, b| b.cmp(a));
+        chosen.extend(others.into_iter().filter(|&(free, _)| free > 0).map(|(_, group)| group));
+        chosen.truncate(missing);
+        chosen.into_iter().try_for_each(|group| self.keep_as_room(group))
+    }
+
+    fn keep_as_room(&self, group: GroupNr) -> Result<()> {
+        self.ensure_loaded(group)?;
+        let mut admin = self.admin.lock();
+        let slot = self.slots.entry(group.0);
+        if reservable(slot.state()) {
+            self.set_off_limits(slot, |slot| slot.set_room(true));
+            admin.room.push(group);
+        }
+        Ok(())
+    }
+}
+
+fn reservable(state: State) -> bool {
+    state.reserved().is_none() && !state.off_limits()
+}

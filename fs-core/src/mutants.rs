@@ -1,0 +1,71 @@
+//! Rules broken on purpose, so that tests can prove that they would notice.
+//!
+//! Without the feature `mutants` (and outside unit tests) [`active`] is constantly false and the
+//! broken branches are compiled away.
+
+/// A rule that a test build can break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mutant {
+    /// R1: a freed block is free at once, not when the freeing record is known to be durable.
+    ReuseBeforePublish = 1,
+    /// R2: blocks are allocated in groups that this epoch has not reserved.
+    AllocOutsideReservation = 2,
+    /// R1: blocks of failed writes are handed out again.
+    SkipQuarantine = 3,
+    /// Allocation bits are set by a load and a store instead of a compare-and-swap.
+    NonAtomicClaim = 4,
+}
+
+#[cfg(any(test, feature = "mutants"))]
+mod registry {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Mutant;
+
+    static ACTIVE: AtomicU8 = AtomicU8::new(0);
+
+    /// Breaks one rule in the whole process, or none.
+    pub fn set(mutant: Option<Mutant>) {
+        ACTIVE.store(mutant.map_or(0, |m| m as u8), Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    thread_local! {
+        static LOCAL: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// Runs `f` with a rule broken on this thread only, so that unit tests can run side by side.
+    #[cfg(test)]
+    pub fn with<T>(mutant: Mutant, f: impl FnOnce() -> T) -> T {
+        struct Restore(Option<Mutant>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                LOCAL.set(self.0);
+            }
+        }
+        let _restore = Restore(LOCAL.replace(Some(mutant)));
+        f()
+    }
+
+    /// Is this rule broken?
+    pub fn active(mutant: Mutant) -> bool {
+        #[cfg(test)]
+        if LOCAL.get() == Some(mutant) {
+            return true;
+        }
+        ACTIVE.load(Ordering::Relaxed) == mutant as u8
+    }
+}
+
+#[cfg(test)]
+pub use registry::with;
+#[cfg(any(test, feature = "mutants"))]
+pub use registry::{active, set};
+
+/// Is this rule broken? Never, in this build.
+#[cfg(not(any(test, feature = "mutants")))]
+#[inline(always)]
+pub const fn active(_mutant: Mutant) -> bool {
+    false
+}
