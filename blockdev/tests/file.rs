@@ -242,3 +242,75 @@ fn run_random(device: &dyn BlockDevice, seed: u64) -> Vec<(bool, Vec<u8>)> {
     }
     seen
 }
+
+/// Makes the kernel answer `errno` to a system call of this thread, if `flags` (its sixth argument)
+/// has the given bits, or always if they are 0.
+fn forbid(syscall: libc::c_long, flags: u32, errno: i32) {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let jump = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    // Offsets in `struct seccomp_data`: the number at 0, the low half of the last argument at 56.
+    let mut filter = [
+        statement(load, 0),
+        jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, syscall as u32, 0, 3),
+        statement(load, 56),
+        jump(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, flags, 0, 1),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    if flags == 0 {
+        filter[3] = jump(libc::BPF_JMP | libc::BPF_JA, 0, 0, 0);
+    }
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: prctl copies the program, which lives until it returns; both settings concern only
+    // the calling thread.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn where_io_uring_is_refused_threads_take_over() {
+    for errno in [libc::EPERM, libc::ENOSYS, libc::ENOMEM] {
+        let (_dir, path) = image(1 << 20);
+        let test = move || {
+            forbid(libc::SYS_io_uring_setup, 0, errno);
+            let required = OpenOptions { engine: Engine::Uring, ..no_wait() };
+            let error = FileDevice::open(&path, &required).unwrap_err();
+            assert!(error.to_string().contains("io_uring"), "{error}");
+            let device = FileDevice::open(&path, &no_wait()).unwrap();
+            assert_eq!(device.engine(), Engine::Pread);
+            let write = Request::write(4096, vec![filled(3)], true, IoClass::Data);
+            device.submit(vec![write]).remove(0).wait().result.unwrap();
+            assert_eq!(device.read_at(4096, filled(0), IoClass::Data).unwrap()[..], filled(3)[..]);
+        };
+        thread::spawn(test).join().unwrap();
+    }
+}
+
+#[test]
+fn only_durable_writes_ask_the_kernel_for_it() {
+    let (_dir, path) = image(1 << 20);
+    let test = move || {
+        forbid(libc::SYS_pwritev2, libc::RWF_DSYNC as u32, libc::ENOSPC);
+        let device = FileDevice::open(&path, &no_wait()).unwrap();
+        device.write_at(0, filled(1), false, IoClass::Data).unwrap();
+        let error = device.write_at(4096, filled(1), true, IoClass::Data).unwrap_err();
+        assert_eq!((error.kind, error.errno), (ErrorKind::NoSpace, libc::ENOSPC));
+    };
+    thread::spawn(test).join().unwrap();
+}
+
+#[test]
+fn a_failed_flush_is_reported() {
+    let (_dir, path) = image(1 << 20);
+    let test = move || {
+        forbid(libc::SYS_fdatasync, 0, libc::EIO);
+        let device = FileDevice::open(&path, &no_wait()).unwrap();
+        let error = device.flush().unwrap_err();
+        assert_eq!((error.op, error.kind, error.errno), ("flush", ErrorKind::Io, libc::EIO));
+    };
+    thread::spawn(test).join().unwrap();
+}

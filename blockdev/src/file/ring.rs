@@ -369,3 +369,38 @@ fn priority(class: IoClass) -> u16 {
         IoClass::Background => BEST_EFFORT | 7,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AlignedBuf, Op};
+
+    /// The submission entry's bytes, as the kernel sees them.
+    fn entry_bytes(op: Op, class: IoClass) -> [u8; 64] {
+        let transfer = Transfer::new(op, class, 512).unwrap();
+        let ticket = Arc::new(Ticket::default());
+        let mut in_flight = InFlight { transfer, segments: Vec::new(), ticket };
+        let entry = build(&mut in_flight);
+        // SAFETY: the entry is 64 bytes of plain numbers (a `repr(C)` io_uring_sqe).
+        unsafe { std::mem::transmute::<squeue::Entry, [u8; 64]>(entry) }
+    }
+
+    fn u32_at(bytes: &[u8; 64], at: usize) -> u32 {
+        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    }
+
+    #[test]
+    fn durable_writes_and_flushes_say_so_to_the_kernel() {
+        const RW_FLAGS: usize = 28;
+        let write = |fua, parts: usize| {
+            let bufs = (0..parts).map(|_| AlignedBuf::zeroed(512)).collect();
+            u32_at(&entry_bytes(Op::Write { offset: 4096, bufs, fua }, IoClass::Log), RW_FLAGS)
+        };
+        for parts in [1, 3] {
+            assert_eq!(write(true, parts), libc::RWF_DSYNC as u32);
+            assert_eq!(write(false, parts), 0);
+        }
+        let flush = entry_bytes(Op::Flush, IoClass::Log);
+        assert_eq!((flush[0], u32_at(&flush, RW_FLAGS)), (opcode::Fsync::CODE, 1), "IORING_FSYNC_DATASYNC");
+    }
+}

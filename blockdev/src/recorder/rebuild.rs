@@ -54,7 +54,7 @@ struct History {
     records: u64,
 }
 
-/// Writes to `out` (sparse) an image that a power cut could have left when the recorder's sequence
+/// Writes to the file `out` (replaced, sparse) an image that a power cut could have left when the recorder's sequence
 /// number was `cut`; a larger one means the end of the log. `CutOptions::in_flight` has no
 /// meaning here: what was submitted is in the log. Discarded ranges are old or zero.
 pub fn rebuild(log: &Log, base: &Base, cut: u64, options: &CutOptions, out: &Path) -> io::Result<Summary> {
@@ -209,7 +209,12 @@ fn zero(image: &File, offset: u64, len: u64) -> io::Result<()> {
 }
 
 fn start_image(base: &Base, size: u64, out: &Path) -> io::Result<File> {
-    let mut image = File::options().read(true).write(true).create(true).truncate(true).open(out)?;
+    // A new file: some file systems flush one that was cut to nothing and written again.
+    match std::fs::remove_file(out) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut image = File::options().read(true).write(true).create_new(true).open(out)?;
     if let Base::Image(path) = base {
         copy_sparse(&mut File::open(path)?, &mut image)?;
     }
