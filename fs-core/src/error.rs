@@ -40,6 +40,9 @@ pub enum FsError {
     /// it is mounted again (rule R6).
     #[error("the volume was stopped after a failed write ({0}); unmount and mount it again")]
     EpochEnded(String),
+    /// What should have become durable has not (rule R6); the volume has stopped.
+    #[error("the change could not be made durable ({0}); unmount and mount the volume again")]
+    CommitFailed(String),
     /// An earlier write to this file was lost (contract C1); reported until rewritten.
     #[error("an earlier write to file {0} failed")]
     LostWrite(Ino),
@@ -56,6 +59,7 @@ impl FsError {
             FsError::Device(_)
             | FsError::Corrupt { .. }
             | FsError::DataChecksum { .. }
+            | FsError::CommitFailed(_)
             | FsError::LostWrite(_) => libc::EIO,
             FsError::Volume(_) => libc::EINVAL,
             FsError::EpochEnded(_) => libc::EROFS,

@@ -5,15 +5,22 @@
 
 pub mod alloc;
 pub mod api;
+mod cache;
+mod delta;
 pub mod env;
 mod error;
+mod file;
 pub mod format;
+mod fs;
+mod journal;
 pub mod mutants;
 pub mod tree;
 mod types;
+mod volume;
 
 pub use error::{FsError, Result};
 pub use types::{
     BLOCK_SIZE, BlockNr, BlockRun, CHUNK_PAGES, Epoch, GroupNr, Ino, Lsn, NODE_BLOCKS, NODE_SIZE, PageNr,
     PageSize,
 };
+pub use volume::{CounterValues, FormatOptions, MountOptions, StopFlag, Volume};

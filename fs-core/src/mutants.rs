@@ -15,6 +15,40 @@ pub enum Mutant {
     SkipQuarantine = 3,
     /// Allocation bits are set by a load and a store instead of a compare-and-swap.
     NonAtomicClaim = 4,
+    /// R4: fsync does not flush.
+    NoFlushOnCommit = 10,
+    /// R4: the flush comes before the record it must cover.
+    FlushBeforeRecord = 11,
+    /// R5: a record claims that it is durable itself.
+    DurableLsnTooHigh = 12,
+    /// R7: a checkpoint does not wait until its LSN is durable.
+    CheckpointBeforeDurable = 13,
+    /// R7: the new tree is not flushed before the root that leads to it.
+    NoFlushBeforeRoot = 14,
+    /// R7: the root is not flushed before the old tree is given up.
+    NoFlushAfterRoot = 15,
+    /// Root slots: always the same slot is overwritten.
+    RootInPlace = 16,
+    /// R7: the journal is dropped one checkpoint too early.
+    DropJournalEarly = 17,
+    /// R7: nodes of the old tree are free as soon as the new root is written.
+    ReuseNodesEarly = 18,
+    /// R7: what recovery read is not flushed before it is served.
+    NoFlushAfterRecovery = 19,
+    /// R2: an epoch starts without its first record.
+    NoEpochRecord = 20,
+    /// C7: data is not verified.
+    SkipDataChecksum = 21,
+    /// Blocks that were overwritten are not freed.
+    LeakOldBlocks = 22,
+    /// R8: writeback does not hold the pages' lock.
+    WritebackWithoutLock = 23,
+    /// R8: inline data is not written home before the journal moves on.
+    SkipHoming = 24,
+    /// C1: fsync does not write dirty pages.
+    FsyncSkipsData = 25,
+    /// C1: fsync does not commit.
+    FsyncSkipsCommit = 26,
 }
 
 #[cfg(any(test, feature = "mutants"))]

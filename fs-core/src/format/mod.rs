@@ -2,7 +2,22 @@
 //!
 //! Everything here is pure: bytes to structures and back, every value checked on the way in.
 
+pub mod bitmap;
+pub mod bytes;
+pub mod change;
+pub mod dirent;
+pub mod inode;
 pub mod key;
+pub mod map;
 pub mod node;
+pub mod pending;
+pub mod record;
+pub mod slot;
+pub mod superblock;
 
+pub use change::{Change, MappedRun};
+pub use inode::InodeItem;
 pub use key::{ItemKind, Key};
+pub use map::{Chunk, PageBlocks, PageEntry};
+pub use slot::{GroupRange, JournalPart, JournalPoint, RootPtr, RootSlot};
+pub use superblock::Superblock;

@@ -1,0 +1,123 @@
+//! fsync: the promise (contract C1).
+
+use std::sync::Arc;
+
+use super::writeback::Which;
+use crate::cache::Frame;
+use crate::error::Result;
+use crate::format::Change;
+use crate::fs::Inode;
+use crate::mutants::{self, Mutant};
+use crate::types::{Lsn, PageNr};
+use crate::volume::Volume;
+
+impl Volume {
+    /// See [`FsOps::fsync`](crate::api::FsOps::fsync).
+    pub(crate) fn sync_file(&self, inode: &Inode, datasync: bool) -> Result<()> {
+        if self.read_only() {
+            return Ok(());
+        }
+        self.sync_pages(inode, PageNr(0), PageNr(u64::MAX), datasync)
+    }
+
+    /// Makes the bytes that a synchronous write has just written durable.
+    pub(crate) fn sync_range(&self, inode: &Inode, offset: u64, len: usize, datasync: bool) -> Result<()> {
+        let page_size = self.page_size();
+        let last = page_size.page_of(offset + len as u64 - 1);
+        self.sync_pages(inode, page_size.page_of(offset), last, datasync)
+    }
+
+    fn sync_pages(&self, inode: &Inode, first: PageNr, last: PageNr, datasync: bool) -> Result<()> {
+        if let Some(reason) = self.commit.failure() {
+            return Err(crate::error::FsError::CommitFailed(reason));
+        }
+        self.admit()?;
+        if mutants::active(Mutant::FsyncSkipsData) {
+            return self.commit();
+        }
+        if !self.inline_dirty(inode, first, last)? {
+            self.write_pages(inode, first, last, Which::Dirty, usize::MAX)?;
+        }
+        if !datasync {
+            self.store_lazy(inode)?;
+        }
+        if mutants::active(Mutant::FsyncSkipsCommit) {
+            return Ok(());
+        }
+        self.commit()?;
+        inode.state.lock().write_error = false;
+        Ok(())
+    }
+
+    /// Puts the dirty bytes of the pages into the open batch, if they are few. `false`: they are
+    /// not, or a checkpoint is just sending inline data home.
+    fn inline_dirty(&self, inode: &Inode, first: PageNr, last: PageNr) -> Result<bool> {
+        let Some(_no_homing) = self.homing.try_read() else { return Ok(false) };
+        let Some((lo, hi)) = self.small_dirty(inode, first, last) else { return Ok(false) };
+        let _range = inode.ranges.lock(lo, hi, true);
+        let frames: Vec<(PageNr, Arc<Frame>)> = {
+            let unhomed = inode.unhomed.lock();
+            unhomed.range(lo..=hi).map(|(p, f)| (*p, f.clone())).collect()
+        };
+        let size = inode.state.lock().item.size;
+        let mut changes = Vec::new();
+        let mut covered = 0;
+        let mut bytes = 0;
+        for (page, frame) in &frames {
+            let data = frame.data.read();
+            let Some((from, to)) = data.dirty else { continue };
+            let start = self.page_size().start_of(*page);
+            let to = to.min(size.saturating_sub(start) as usize);
+            if from < to {
+                covered = start + to as u64;
+                bytes += to - from;
+                let data = data.buf[from..to].to_vec();
+                changes.push(Change::Inline { ino: inode.ino, offset: start + from as u64, data });
+            }
+        }
+        if bytes > self.inline_limit() {
+            return Ok(false); // it has grown since it was looked at
+        }
+        let pages = changes.len();
+        self.apply_inline(inode, changes, covered)?;
+        for (_, frame) in &frames {
+            let mut data = frame.data.write();
+            if data.dirty.take().is_some() {
+                self.cache.note_clean();
+                data.inline = true;
+            }
+        }
+        self.count_pages(&self.counters.inline_pages, pages);
+        Ok(true)
+    }
+
+    fn apply_inline(&self, inode: &Inode, changes: Vec<Change>, covered: u64) -> Result<Option<Lsn>> {
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let lsn = self.apply_to_file(inode, changes, 0, |state| {
+            let grows = state.disk_size < covered;
+            state.disk_size = state.disk_size.max(covered);
+            grows
+        })?;
+        Ok(Some(lsn))
+    }
+
+    /// The span of the dirty pages in the range, if all of them together are small.
+    fn small_dirty(&self, inode: &Inode, first: PageNr, last: PageNr) -> Option<(PageNr, PageNr)> {
+        let unhomed = inode.unhomed.lock();
+        let mut span = None;
+        let mut bytes = 0;
+        for (page, frame) in unhomed.range(first..=last) {
+            if let Some((from, to)) = frame.data.read().dirty {
+                bytes += to - from;
+                span = Some((span.map_or(*page, |(lo, _)| lo), *page));
+            }
+            if bytes > self.inline_limit() {
+                return None;
+            }
+        }
+        // Nothing dirty: an empty span costs nothing and spares the caller the search.
+        Some(span.unwrap_or((first, first)))
+    }
+}

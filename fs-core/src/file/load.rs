@@ -1,0 +1,170 @@
+//! From the device into memory: verified pages.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use blockdev::{AlignedBuf, IoClass, Request};
+
+use crate::cache::Frame;
+use crate::error::{FsError, Result};
+use crate::format::PageEntry;
+use crate::fs::Inode;
+use crate::mutants::{self, Mutant};
+use crate::types::{BLOCK_SIZE, BlockRun, PageNr};
+use crate::volume::Volume;
+
+/// Largest single read in bytes.
+const MAX_READ: usize = 1 << 20;
+
+/// Mapped pages that follow each other on the device.
+struct ReadRun {
+    first: usize,
+    pages: Vec<(usize, u32)>,
+    blocks: BlockRun,
+}
+
+impl Volume {
+    /// The frames of pages `first..first + count`, from the cache or the device. The caller holds
+    /// the range, at least shared.
+    pub(crate) fn load_frames(&self, inode: &Inode, first: PageNr, count: usize) -> Result<Vec<Arc<Frame>>> {
+        let mut frames: Vec<Option<Arc<Frame>>> =
+            (0..count as u64).map(|i| self.cache.get(inode.ino, PageNr(first.0 + i))).collect();
+        let hits = frames.iter().flatten().count() as u64;
+        self.counters.cache_hits.fetch_add(hits, Ordering::Relaxed);
+        if let Some(from) = frames.iter().position(Option::is_none) {
+            let to = frames.iter().rposition(Option::is_none).unwrap_or(from) + 1;
+            let start = PageNr(first.0 + from as u64);
+            let wanted: Vec<bool> = frames[from..to].iter().map(Option::is_none).collect();
+            let bufs = self.read_pages(inode, start, &wanted)?;
+            for (i, buf) in bufs.into_iter().enumerate() {
+                if let Some(buf) = buf {
+                    self.counters.cache_misses.fetch_add(1, Ordering::Relaxed);
+                    let page = PageNr(start.0 + i as u64);
+                    frames[from + i] = Some(self.adopt(inode, page, buf));
+                }
+            }
+        }
+        Ok(frames.into_iter().flatten().collect())
+    }
+
+    /// One frame; see [`load_frames`](Self::load_frames).
+    pub(crate) fn load_frame(&self, inode: &Inode, page: PageNr) -> Result<Arc<Frame>> {
+        let frame = self.load_frames(inode, page, 1)?.pop();
+        frame.ok_or_else(|| FsError::Volume("a page vanished while it was loaded".into()))
+    }
+
+    /// Makes a page that was read a frame of the cache, with the bytes that recovery found in the
+    /// journal put over it.
+    fn adopt(&self, inode: &Inode, page: PageNr, mut buf: AlignedBuf) -> Arc<Frame> {
+        let mut patches = self.patches.lock();
+        let Some(list) = patches.get(inode.ino, page) else {
+            return self.cache.insert(inode.ino, page, Frame::new(buf));
+        };
+        for (at, bytes) in list {
+            buf[*at..*at + bytes.len()].copy_from_slice(bytes);
+        }
+        let frame = self.cache.insert(inode.ino, page, Frame::new(buf));
+        frame.data.write().inline = true;
+        inode.unhomed.lock().insert(page, frame.clone());
+        self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
+        patches.remove(inode.ino, page);
+        frame
+    }
+
+    /// Reads the wanted pages from `first` on past the cache. Holes and unwritten pages are zeros.
+    pub(crate) fn read_pages(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        wanted: &[bool],
+    ) -> Result<Vec<Option<AlignedBuf>>> {
+        let mut entries = vec![PageEntry::Hole; wanted.len()];
+        self.meta.pages(inode.ino, first, &mut entries)?;
+        let runs = self.read_runs(&entries, wanted);
+        let requests = runs
+            .iter()
+            .map(|run| {
+                let bufs =
+                    run.pages.iter().map(|(blocks, _)| AlignedBuf::zeroed(blocks * BLOCK_SIZE)).collect();
+                Request::read(run.blocks.start.offset(), bufs, IoClass::Data)
+            })
+            .collect();
+        let pending = self.device.submit(requests);
+        let mut out: Vec<Option<AlignedBuf>> = (0..wanted.len()).map(|_| None).collect();
+        let mut error = None;
+        for (run, pending) in runs.iter().zip(pending) {
+            let completion = pending.wait();
+            if let Err(e) = completion.result {
+                error.get_or_insert(FsError::from(e));
+                continue;
+            }
+            for (i, (buf, (_, crc))) in completion.bufs.into_iter().zip(&run.pages).enumerate() {
+                let page = PageNr(first.0 + (run.first + i) as u64);
+                match self.verified(inode, page, buf, *crc, run) {
+                    Ok(buf) => out[run.first + i] = Some(buf),
+                    Err(e) => {
+                        error.get_or_insert(e);
+                    }
+                }
+            }
+        }
+        if let Some(e) = error {
+            return Err(e);
+        }
+        for (slot, wanted) in out.iter_mut().zip(wanted) {
+            if *wanted && slot.is_none() {
+                *slot = Some(AlignedBuf::zeroed(self.page_bytes()));
+            }
+        }
+        Ok(out)
+    }
+
+    fn verified(
+        &self,
+        inode: &Inode,
+        page: PageNr,
+        buf: AlignedBuf,
+        crc: u32,
+        run: &ReadRun,
+    ) -> Result<AlignedBuf> {
+        if crc32c::crc32c(&buf) != crc && !mutants::active(Mutant::SkipDataChecksum) {
+            self.counters.checksum_errors.fetch_add(1, Ordering::Relaxed);
+            let e = FsError::DataChecksum {
+                ino: inode.ino,
+                offset: self.page_size().start_of(page),
+                block: run.blocks.start,
+            };
+            tracing::error!(error = %e, volume = %self.device.name(), "bad data");
+            return Err(e);
+        }
+        if buf.len() == self.page_bytes() {
+            return Ok(buf);
+        }
+        let mut whole = AlignedBuf::zeroed(self.page_bytes());
+        whole[..buf.len()].copy_from_slice(&buf);
+        Ok(whole)
+    }
+
+    fn read_runs(&self, entries: &[PageEntry], wanted: &[bool]) -> Vec<ReadRun> {
+        let mut runs: Vec<ReadRun> = Vec::new();
+        for (i, entry) in entries.iter().enumerate() {
+            let PageEntry::Mapped(blocks, crc) = entry else { continue };
+            if !wanted[i] {
+                continue;
+            }
+            let page = (usize::from(blocks.len), *crc);
+            match runs.last_mut() {
+                Some(run)
+                    if run.first + run.pages.len() == i
+                        && run.blocks.end() == blocks.start
+                        && run.blocks.bytes() < MAX_READ =>
+                {
+                    run.pages.push(page);
+                    run.blocks.len += u32::from(blocks.len);
+                }
+                _ => runs.push(ReadRun { first: i, pages: vec![page], blocks: blocks.run() }),
+            }
+        }
+        runs
+    }
+}

@@ -1,0 +1,200 @@
+//! From page images to mapped blocks: allocate, write, and the changes that make it so.
+
+use std::sync::atomic::Ordering;
+
+use blockdev::{AlignedBuf, IoClass, Request};
+
+use crate::alloc::{Class, Purpose, Request as SpaceRequest};
+use crate::error::{FsError, Result};
+use crate::format::{Change, MappedRun, PageEntry};
+use crate::fs::{Inode, InodeState};
+use crate::mutants::{self, Mutant};
+use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, PageNr};
+use crate::volume::{Volume, wait_all};
+
+/// New content of a page, in memory that nobody else can change.
+pub(crate) struct PageImage {
+    /// The page.
+    pub(crate) page: PageNr,
+    /// Its bytes: whole blocks; fewer than a page at the end of a file.
+    pub(crate) buf: AlignedBuf,
+}
+
+/// Consecutive pages that were written to consecutive blocks.
+pub(crate) struct WrittenRun {
+    /// First page.
+    pub(crate) page: PageNr,
+    /// Where and what.
+    pub(crate) run: MappedRun,
+}
+
+impl Volume {
+    /// Writes the images (ascending by page) to newly allocated blocks and waits. Nothing is mapped
+    /// yet. On failure the blocks are in quarantine.
+    pub(crate) fn write_images(
+        &self,
+        images: Vec<PageImage>,
+        goal: Option<BlockNr>,
+        class: IoClass,
+        purpose: Purpose,
+    ) -> Result<Vec<WrittenRun>> {
+        let lens: Vec<(PageNr, u32)> =
+            images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
+        let placed = self.place_pages(&lens, goal, purpose)?;
+        let mut images = images.into_iter();
+        let mut requests = Vec::new();
+        let mut written = Vec::new();
+        let mut bytes = 0;
+        for (page, blocks, pages) in placed {
+            let bufs: Vec<AlignedBuf> = images.by_ref().take(pages as usize).map(|i| i.buf).collect();
+            let crcs = bufs.iter().map(|b| crc32c::crc32c(b)).collect();
+            let last_blocks = bufs.last().map_or(0, |b| b.len() / BLOCK_SIZE) as u8;
+            bytes += blocks.bytes() as u64;
+            requests.push(Request::write(blocks.start.offset(), bufs, false, class));
+            let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: Some(crcs) };
+            written.push(WrittenRun { page, run });
+        }
+        let outcome = wait_all(self.device.submit(requests));
+        self.note_unflushed(bytes);
+        if let Err(e) = outcome {
+            for w in &written {
+                self.quarantine(w.run.blocks(self.page_blocks()));
+            }
+            return Err(e);
+        }
+        Ok(written)
+    }
+
+    /// Finds blocks for pages: (first page, blocks, number of pages) each. Takes nothing on failure.
+    pub(crate) fn place_pages(
+        &self,
+        pages: &[(PageNr, u32)],
+        mut goal: Option<BlockNr>,
+        purpose: Purpose,
+    ) -> Result<Vec<(PageNr, BlockRun, u32)>> {
+        let page_blocks = self.page_blocks();
+        let mut placed: Vec<(PageNr, BlockRun, u32)> = Vec::new();
+        let mut rest = pages;
+        while let Some((first, first_len)) = rest.first().copied() {
+            // Pages that may share a run: consecutive, and only the last one short.
+            let mut n = 1;
+            let mut want = first_len;
+            while n < rest.len() && rest[n].0.0 == first.0 + n as u64 && rest[n - 1].1 == page_blocks {
+                want += rest[n].1;
+                n += 1;
+            }
+            let min = want.min(page_blocks);
+            let align = if min == page_blocks { page_blocks } else { 1 };
+            let request = SpaceRequest { goal, ..SpaceRequest::new(want, min, align, Class::Data) };
+            let run = match self.allocate(&request, purpose) {
+                Ok(run) => run,
+                Err(e) => {
+                    for (_, run, _) in placed {
+                        self.space.alloc.free_unwritten(run)?;
+                    }
+                    return Err(e);
+                }
+            };
+            let (use_blocks, use_pages) = if run.len >= want {
+                (want, n as u32)
+            } else {
+                (run.len / page_blocks * page_blocks, run.len / page_blocks)
+            };
+            if run.len > use_blocks {
+                let spare = BlockRun::new(run.start.plus(use_blocks.into()), run.len - use_blocks);
+                self.space.alloc.free_unwritten(spare)?;
+            }
+            let run = BlockRun::new(run.start, use_blocks);
+            goal = Some(run.end());
+            placed.push((first, run, use_pages));
+            rest = &rest[use_pages as usize..];
+        }
+        Ok(placed)
+    }
+
+    /// The changes that map what was written and free what was there before, and by how many blocks
+    /// the file has grown. The caller holds the pages exclusively.
+    pub(crate) fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
+        let mut changes = Vec::new();
+        let mut grown = 0;
+        for w in written {
+            let mut old = vec![PageEntry::Hole; w.run.pages as usize];
+            self.meta.pages(inode.ino, w.page, &mut old)?;
+            grown += i64::from(w.run.blocks(self.page_blocks()).len);
+            let frees = free_changes(&old);
+            grown -= freed_blocks(&frees);
+            changes.push(Change::MapRun { ino: inode.ino, page: w.page, run: w.run });
+            if !mutants::active(Mutant::LeakOldBlocks) {
+                changes.extend(frees);
+            }
+        }
+        Ok((changes, grown))
+    }
+
+    /// Applies changes of a file's mappings together with its inode, if `grown` or the caller's own
+    /// change of the state make that necessary, and gives the allocator what was freed.
+    pub(crate) fn apply_to_file(
+        &self,
+        inode: &Inode,
+        mut changes: Vec<Change>,
+        grown: i64,
+        update: impl FnOnce(&mut InodeState) -> bool,
+    ) -> Result<crate::types::Lsn> {
+        let mut state = inode.state.lock();
+        let before = state.item.blocks;
+        state.item.blocks = before.saturating_add_signed(grown);
+        if update(&mut state) || grown != 0 {
+            changes.push(state.put(inode.ino));
+        }
+        self.apply_changes(changes, 0)
+    }
+
+    /// Applies changes and hands freed blocks to the allocator, to be used again when rule R1 allows.
+    pub(crate) fn apply_changes(&self, changes: Vec<Change>, inode_delta: i64) -> Result<crate::types::Lsn> {
+        let freed: Vec<BlockRun> = changes
+            .iter()
+            .filter_map(|c| match c {
+                Change::Free { run } => Some(*run),
+                _ => None,
+            })
+            .collect();
+        let applied = self.meta.apply_with(changes, inode_delta, |lsn| {
+            freed.iter().try_for_each(|run| self.space.alloc.free_deferred(*run, lsn))
+        });
+        if let Err(e @ FsError::Corrupt { .. }) = &applied {
+            // A block is freed that is free: the metadata cannot be trusted to be changed further.
+            self.commit.fail(&e.to_string());
+        }
+        applied
+    }
+
+    /// Keeps blocks whose write failed out of use until the next mount (rule R1).
+    pub(crate) fn quarantine(&self, run: BlockRun) {
+        if let Err(e) = self.space.alloc.quarantine(run) {
+            tracing::error!(error = %e, "blocks of a failed write were not in use");
+        }
+    }
+
+    /// Counts pages written by a path.
+    pub(crate) fn count_pages(&self, counter: &std::sync::atomic::AtomicU64, pages: usize) {
+        counter.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+}
+
+/// Frees the blocks of entries, joining neighbours.
+pub(crate) fn free_changes(entries: &[PageEntry]) -> Vec<Change> {
+    let mut runs: Vec<BlockRun> = Vec::new();
+    for blocks in entries.iter().filter_map(PageEntry::blocks) {
+        match runs.last_mut() {
+            Some(run) if run.end() == blocks.start => run.len += u32::from(blocks.len),
+            _ => runs.push(blocks.run()),
+        }
+    }
+    runs.into_iter().map(|run| Change::Free { run }).collect()
+}
+
+/// Blocks that the changes free.
+pub(crate) fn freed_blocks(changes: &[Change]) -> i64 {
+    let len = |c: &Change| if let Change::Free { run } = c { i64::from(run.len) } else { 0 };
+    changes.iter().map(len).sum()
+}

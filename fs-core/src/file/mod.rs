@@ -1,0 +1,15 @@
+//! The data of files: reading, buffered and direct writing, writeback, inline data, resizing.
+
+mod fsync;
+mod load;
+mod map;
+mod range_lock;
+mod read;
+mod resize;
+mod through;
+mod write;
+mod writeback;
+
+pub(crate) use range_lock::RangeLock;
+pub(crate) use resize::{ORPHAN_DELETE, orphan_key};
+pub(crate) use write::without_priv;

@@ -1,0 +1,136 @@
+//! Direct and large synchronous writes: straight to new blocks, mapped in one step (contract C2).
+
+use blockdev::{AlignedBuf, IoClass};
+
+use super::map::PageImage;
+use super::write::without_priv;
+use crate::alloc::Purpose;
+use crate::api::IoFlags;
+use crate::error::{FsError, Result};
+use crate::format::PageEntry;
+use crate::fs::Inode;
+use crate::types::{BLOCK_SIZE, BlockNr, PageNr};
+use crate::volume::Volume;
+
+impl Volume {
+    /// Writes up to 1 MiB at `offset` as one atomic change, past the cache.
+    pub(crate) fn write_through(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        data: &[u8],
+        flags: IoFlags,
+    ) -> Result<()> {
+        let page_size = self.page_size();
+        let end = offset + data.len() as u64;
+        let (first, last) = (page_size.page_of(offset), page_size.page_of(end - 1));
+        let _range = inode.ranges.lock(first, last, true);
+        let (size, deleted) = {
+            let state = inode.state.lock();
+            (state.item.size, state.deleted)
+        };
+        if deleted {
+            return Err(FsError::STALE);
+        }
+        let new_size = size.max(end);
+        let images = (first.0..=last.0)
+            .map(|p| self.image(inode, PageNr(p), offset, data, size, new_size))
+            .collect::<Result<Vec<_>>>()?;
+        let pages = images.len();
+        let goal = self.goal_near(inode, first)?;
+        let purpose = self.purpose_of(inode, first, pages)?;
+        let written = self.write_images(images, goal, IoClass::Data, purpose)?;
+        let (changes, grown) = self.map_changes(inode, written)?;
+        let now = self.env.now();
+        self.apply_to_file(inode, changes, grown, |state| {
+            state.item.size = state.item.size.max(end);
+            let grows = state.disk_size < end;
+            state.disk_size = state.disk_size.max(end);
+            let perm = if flags.kill_priv { without_priv(state.item.perm) } else { state.item.perm };
+            let stripped = perm != state.item.perm;
+            state.item.perm = perm;
+            state.touch_content(now);
+            grows || stripped
+        })?;
+        self.drop_frames(inode, first, last);
+        self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
+        self.count_pages(&self.counters.direct_pages, pages);
+        Ok(())
+    }
+
+    /// The new content of a page: the write's bytes over what is there.
+    fn image(
+        &self,
+        inode: &Inode,
+        page: PageNr,
+        offset: u64,
+        data: &[u8],
+        size: u64,
+        new_size: u64,
+    ) -> Result<PageImage> {
+        let start = self.page_size().start_of(page);
+        let page_end = start + self.page_bytes() as u64;
+        let end = offset + data.len() as u64;
+        let valid = (new_size.min(page_end) - start) as usize;
+        let mut buf = AlignedBuf::zeroed(valid.next_multiple_of(BLOCK_SIZE));
+        let old = size.min(page_end).saturating_sub(start) as usize;
+        if old > 0 && (offset > start || end < start + old as u64) {
+            let frame = self.load_frame(inode, page)?;
+            buf[..old].copy_from_slice(&frame.data.read().buf[..old]);
+        }
+        let (from, to) = (offset.max(start), end.min(page_end));
+        buf[(from - start) as usize..(to - start) as usize]
+            .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+        Ok(PageImage { page, buf })
+    }
+
+    /// Overwriting what has blocks must not fail for lack of space (contract C9): the old blocks come
+    /// back.
+    fn purpose_of(&self, inode: &Inode, first: PageNr, pages: usize) -> Result<Purpose> {
+        let mut entries = vec![PageEntry::Hole; pages];
+        self.meta.pages(inode.ino, first, &mut entries)?;
+        let mapped = entries.iter().all(|e| e.blocks().is_some());
+        Ok(if mapped { Purpose::Essential } else { Purpose::User })
+    }
+
+    /// Where new blocks for `page` should go: behind those of the page before it.
+    pub(crate) fn goal_near(&self, inode: &Inode, page: PageNr) -> Result<Option<BlockNr>> {
+        let before = PageNr(page.0.saturating_sub(1));
+        let mut entry = [PageEntry::Hole];
+        self.meta.pages(inode.ino, before, &mut entry)?;
+        Ok(entry[0].blocks().map(|b| b.run().end()))
+    }
+
+    /// Forgets cached pages whose content has been superseded. The caller holds them exclusively.
+    pub(crate) fn drop_frames(&self, inode: &Inode, first: PageNr, last: PageNr) {
+        let mut unhomed = inode.unhomed.lock();
+        let gone: Vec<PageNr> = unhomed.range(first..=last).map(|(p, _)| *p).collect();
+        for page in gone {
+            if let Some(frame) = unhomed.remove(&page) {
+                let mut data = frame.data.write();
+                if data.dirty.take().is_some() {
+                    self.cache.note_clean();
+                }
+                data.inline = false;
+            }
+        }
+        drop(unhomed);
+        if last.0 - first.0 < 1024 {
+            for page in first.0..=last.0 {
+                self.cache.remove(inode.ino, PageNr(page));
+                self.patches.lock().remove(inode.ino, PageNr(page));
+            }
+        } else {
+            self.cache.remove_from(inode.ino, first);
+            let mut patches = self.patches.lock();
+            let gone: Vec<PageNr> = patches
+                .iter()
+                .filter(|(ino, p)| *ino == inode.ino && *p >= first && *p <= last)
+                .map(|(_, p)| p)
+                .collect();
+            for page in gone {
+                patches.remove(inode.ino, page);
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Writing: which way a write goes, and the buffered way.
+
+use crate::api::{FileType, IoFlags};
+use crate::cache::{Frame, FrameData};
+use crate::error::{FsError, Result};
+use crate::fs::Inode;
+use crate::types::PageNr;
+use crate::volume::Volume;
+
+/// Largest file in bytes: what fits 63 bits, as Linux limits it.
+const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// Largest write in one atomic step, in bytes (contract C2).
+const MAX_ATOMIC: usize = 1 << 20;
+
+impl Volume {
+    /// See [`FsOps::write`](crate::api::FsOps::write).
+    pub(crate) fn write_file(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        data: &[u8],
+        flags: IoFlags,
+    ) -> Result<usize> {
+        match inode.kind() {
+            FileType::Regular => {}
+            FileType::Directory => return Err(FsError::IS_DIR),
+            _ => return Err(FsError::INVALID),
+        }
+        if offset.checked_add(data.len() as u64).is_none_or(|end| end > MAX_SIZE) {
+            return Err(FsError::TOO_BIG);
+        }
+        if data.is_empty() {
+            return Ok(0);
+        }
+        self.admit()?;
+        let small_sync = flags.dsync && !flags.direct && data.len() <= self.inline_limit();
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            // Cut at page borders only, so that every piece is whole pages where the write is.
+            let room = MAX_ATOMIC - (at % self.page_bytes() as u64) as usize;
+            let piece = &data[done..data.len().min(done + room)];
+            if flags.direct || (flags.dsync && !small_sync) {
+                self.write_through(inode, at, piece, flags)?;
+            } else {
+                self.write_buffered(inode, at, piece, flags)?;
+            }
+            done += piece.len();
+        }
+        if flags.dsync {
+            self.sync_range(inode, offset, data.len(), !flags.sync)?;
+        } else {
+            self.bound_unflushed()?;
+        }
+        Ok(data.len())
+    }
+
+    fn write_buffered(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
+        self.throttle_dirty(inode)?;
+        let page_size = self.page_size();
+        let first = page_size.page_of(offset);
+        let last = page_size.page_of(offset + data.len() as u64 - 1);
+        self.check_room(inode, first, last)?;
+        let _range = inode.ranges.lock(first, last, true);
+        let (size, deleted) = {
+            let state = inode.state.lock();
+            (state.item.size, state.deleted)
+        };
+        if deleted {
+            return Err(FsError::STALE);
+        }
+        // All frames before any byte: a failed read must not leave half of the write in the cache.
+        let frames = (first.0..=last.0)
+            .map(|p| self.frame_for_write(inode, PageNr(p), offset, data.len(), size))
+            .collect::<Result<Vec<_>>>()?;
+        let now_ns = self.env.monotonic_ns();
+        for (i, frame) in frames.iter().enumerate() {
+            let page = PageNr(first.0 + i as u64);
+            let start = page_size.start_of(page);
+            let from = offset.max(start);
+            let to = (offset + data.len() as u64).min(start + page_size.bytes() as u64);
+            let mut d = frame.data.write();
+            let (lo, hi) = ((from - start) as usize, (to - start) as usize);
+            d.buf[lo..hi].copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+            self.mark_dirty(&mut d, lo, hi, now_ns);
+        }
+        {
+            let mut unhomed = inode.unhomed.lock();
+            for (i, frame) in frames.into_iter().enumerate() {
+                unhomed.insert(PageNr(first.0 + i as u64), frame);
+            }
+        }
+        let now = self.env.now();
+        let mut state = inode.state.lock();
+        state.item.size = state.item.size.max(offset + data.len() as u64);
+        if flags.kill_priv {
+            state.item.perm = without_priv(state.item.perm);
+        }
+        state.touch_content(now);
+        drop(state);
+        self.inodes.mark_dirty(inode.ino, now_ns);
+        Ok(())
+    }
+
+    /// The frame a write goes to: fresh if no old byte of the page survives, else loaded.
+    fn frame_for_write(
+        &self,
+        inode: &Inode,
+        page: PageNr,
+        offset: u64,
+        len: usize,
+        size: u64,
+    ) -> Result<std::sync::Arc<Frame>> {
+        let start = self.page_size().start_of(page);
+        let end = start + self.page_bytes() as u64;
+        let covers_old_bytes = offset <= start && (offset + len as u64 >= end.min(size));
+        let fresh = start >= size || covers_old_bytes;
+        if fresh && self.cache.get(inode.ino, page).is_none() {
+            let frame = Frame::new(blockdev::AlignedBuf::zeroed(self.page_bytes()));
+            let frame = self.cache.insert(inode.ino, page, frame);
+            // Bytes that recovery found in the journal for this page are overwritten in memory. Until
+            // the new ones are at home the journal has the only durable copy: as inline as before.
+            if self.patches.lock().remove(inode.ino, page).is_some() {
+                frame.data.write().inline = true;
+                inode.unhomed.lock().insert(page, frame.clone());
+            }
+            return Ok(frame);
+        }
+        self.load_frame(inode, page)
+    }
+
+    /// Extends the dirty range of a frame.
+    fn mark_dirty(&self, data: &mut FrameData, lo: usize, hi: usize, now_ns: u64) {
+        match &mut data.dirty {
+            Some((from, to)) => (*from, *to) = ((*from).min(lo), (*to).max(hi)),
+            dirty @ None => {
+                *dirty = Some((lo, hi));
+                data.since_ns = now_ns;
+                self.cache.note_dirty();
+            }
+        }
+    }
+
+    /// Refuses new data when the blocks it will need are not there (delayed allocation must not
+    /// promise what it cannot keep).
+    fn check_room(&self, inode: &Inode, first: PageNr, last: PageNr) -> Result<()> {
+        let pages = last.0 - first.0 + 1;
+        let enough = || {
+            let dirty = self.cache.dirty_pages() as u64;
+            let room = self.space.alloc.available_blocks(crate::alloc::Purpose::User);
+            room >= (dirty + pages) * u64::from(self.page_blocks())
+        };
+        if enough() {
+            return Ok(());
+        }
+        self.writeback_some(usize::MAX)?;
+        self.commit()?;
+        self.publish_durable()?;
+        if enough() {
+            return Ok(());
+        }
+        // Overwriting what is mapped does not take space for long: old blocks come back.
+        let mut entries = vec![crate::format::PageEntry::Hole; pages as usize];
+        self.meta.pages(inode.ino, first, &mut entries)?;
+        let mapped = entries.iter().all(|e| e.blocks().is_some());
+        if mapped { Ok(()) } else { Err(FsError::NO_SPACE) }
+    }
+
+    /// Makes a writer help when too much is dirty.
+    fn throttle_dirty(&self, inode: &Inode) -> Result<()> {
+        if self.cache.dirty_bytes() < self.options.dirty_bytes {
+            return Ok(());
+        }
+        self.writeback_inode(inode, usize::MAX)?;
+        if self.cache.dirty_bytes() >= self.options.dirty_bytes / 2 {
+            self.writeback_some(self.cache.dirty_pages() / 2)?;
+        }
+        Ok(())
+    }
+
+    /// Largest synchronous write that goes into the journal.
+    pub(crate) fn inline_limit(&self) -> usize {
+        self.options.inline_max.min(self.meta.max_operation() / 3)
+    }
+}
+
+/// Permission bits after a write by somebody unprivileged: no setuid, and no setgid where the file
+/// is executable by its group.
+pub(crate) fn without_priv(perm: u32) -> u32 {
+    let perm = perm & !0o4000;
+    if perm & 0o010 != 0 { perm & !0o2000 } else { perm }
+}

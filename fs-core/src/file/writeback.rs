@@ -1,0 +1,245 @@
+//! Writeback: dirty pages, and pages whose bytes are in the journal only, go to new blocks.
+//!
+//! A page is written and mapped under its exclusive range lock: what is mapped is the newest version,
+//! and no direct write can come in between (rule R8).
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use blockdev::{AlignedBuf, IoClass};
+
+use super::map::PageImage;
+use crate::cache::Frame;
+use crate::error::{FsError, Result};
+use crate::fs::Inode;
+use crate::mutants::{self, Mutant};
+use crate::types::{BLOCK_SIZE, Ino, PageNr};
+use crate::volume::Volume;
+
+/// Most bytes written and mapped in one step.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Which pages to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Dirty ones.
+    Dirty,
+    /// Those that became dirty before this (monotonic ns).
+    DirtySince(u64),
+    /// Those with bytes in the journal only.
+    Inline,
+}
+
+impl Volume {
+    /// Writes up to `max` dirty pages of one file. They are mapped when this returns, not durable.
+    pub(crate) fn writeback_inode(&self, inode: &Inode, max: usize) -> Result<usize> {
+        self.write_pages(inode, PageNr(0), PageNr(u64::MAX), Which::Dirty, max)
+    }
+
+    /// Writes pages of `first..=last`.
+    pub(crate) fn write_pages(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        last: PageNr,
+        which: Which,
+        max: usize,
+    ) -> Result<usize> {
+        let mut written = 0;
+        let mut from = first;
+        while written < max {
+            let step = (STEP_BYTES / self.page_bytes()).min(max - written);
+            let pages: Vec<PageNr> = {
+                let unhomed = inode.unhomed.lock();
+                let wanted = unhomed.range(from..=last).filter(|(_, f)| wants(f, which)).map(|(p, _)| *p);
+                wanted.take(step).collect()
+            };
+            let (Some(lo), Some(hi)) = (pages.first().copied(), pages.last().copied()) else { break };
+            match self.write_step(inode, lo, hi, which) {
+                Ok(n) => written += n,
+                Err(e) => {
+                    inode.state.lock().write_error = true;
+                    return Err(e);
+                }
+            }
+            if hi.0 == u64::MAX {
+                break;
+            }
+            from = PageNr(hi.0 + 1);
+        }
+        Ok(written)
+    }
+
+    /// Writes what is wanted between `lo` and `hi`.
+    fn write_step(&self, inode: &Inode, lo: PageNr, hi: PageNr, which: Which) -> Result<usize> {
+        let _range =
+            (!mutants::active(Mutant::WritebackWithoutLock)).then(|| inode.ranges.lock(lo, hi, true));
+        let frames: Vec<(PageNr, Arc<Frame>)> = {
+            let unhomed = inode.unhomed.lock();
+            unhomed.range(lo..=hi).filter(|(_, f)| wants(f, which)).map(|(p, f)| (*p, f.clone())).collect()
+        };
+        let (size, deleted) = {
+            let state = inode.state.lock();
+            (state.item.size, state.deleted)
+        };
+        if frames.is_empty() || deleted {
+            return Ok(0);
+        }
+        let mut covered = 0;
+        let mut images = Vec::with_capacity(frames.len());
+        for (page, frame) in &frames {
+            let start = self.page_size().start_of(*page);
+            let valid = size.saturating_sub(start).min(self.page_bytes() as u64) as usize;
+            if valid == 0 {
+                continue; // beyond the end: nothing of it may be seen
+            }
+            covered = start + valid as u64;
+            let len = valid.next_multiple_of(BLOCK_SIZE);
+            images
+                .push(PageImage { page: *page, buf: AlignedBuf::from_slice(&frame.data.read().buf[..len]) });
+        }
+        let n = images.len();
+        if n > 0 {
+            let goal = self.goal_near(inode, lo)?;
+            // The write was accepted when it was buffered: it may use the reserve.
+            let purpose = crate::alloc::Purpose::Essential;
+            let runs = self.write_images(images, goal, IoClass::Background, purpose)?;
+            let (changes, grown) = self.map_changes(inode, runs)?;
+            self.apply_to_file(inode, changes, grown, |state| {
+                let grows = state.disk_size < covered;
+                state.disk_size = state.disk_size.max(covered);
+                grows
+            })?;
+        }
+        let homed = self.clean(inode, &frames);
+        self.count_pages(&self.counters.writeback_pages, n);
+        self.count_pages(&self.counters.inline_homed, homed);
+        Ok(n)
+    }
+
+    /// The frames are at home: returns how many had bytes in the journal.
+    fn clean(&self, inode: &Inode, frames: &[(PageNr, Arc<Frame>)]) -> usize {
+        let mut homed = 0;
+        let mut unhomed = inode.unhomed.lock();
+        for (page, frame) in frames {
+            let mut data = frame.data.write();
+            if data.dirty.take().is_some() {
+                self.cache.note_clean();
+            }
+            homed += usize::from(std::mem::take(&mut data.inline));
+            unhomed.remove(page);
+        }
+        homed
+    }
+
+    /// Writes up to `max` dirty pages of any files, oldest files first.
+    pub fn writeback_some(&self, max: usize) -> Result<usize> {
+        let mut written = 0;
+        self.for_dirty_inodes(&mut |inode| {
+            written += self.writeback_inode(inode, max - written)?;
+            Ok(if written < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        Ok(written)
+    }
+
+    /// Writes all dirty pages and lazy times; nothing is made durable yet.
+    pub fn writeback_all(&self) -> Result<()> {
+        self.check_writable()?;
+        self.for_dirty_inodes(&mut |inode| {
+            self.writeback_inode(inode, usize::MAX)?;
+            self.store_lazy(inode)?;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.bound_unflushed()
+    }
+
+    /// Writes what has been dirty for too long (bounded dirty age, contract C1).
+    pub(crate) fn writeback_old(&self) -> Result<()> {
+        let Some(limit) = self.env.monotonic_ns().checked_sub(self.options.dirty_age_ns) else {
+            return Ok(());
+        };
+        self.for_dirty_inodes(&mut |inode| {
+            let which = Which::DirtySince(limit);
+            self.write_pages(inode, PageNr(0), PageNr(u64::MAX), which, usize::MAX)?;
+            let old = self.inodes.dirty.lock().get(&inode.ino).is_some_and(|since| *since <= limit);
+            if old {
+                self.store_lazy(inode)?;
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.bound_unflushed()
+    }
+
+    /// Stores times that were changed lazily, and takes the inode off the dirty list if nothing else
+    /// keeps it there.
+    pub(crate) fn store_lazy(&self, inode: &Inode) -> Result<()> {
+        let mut state = inode.state.lock();
+        if state.lazy && !state.deleted {
+            let change = state.put(inode.ino);
+            self.meta.apply(vec![change], 0)?;
+        }
+        let mut dirty = self.inodes.dirty.lock();
+        if inode.unhomed.lock().is_empty() {
+            dirty.remove(&inode.ino);
+        } else if let Some(since) = dirty.get_mut(&inode.ino) {
+            *since = self.env.monotonic_ns();
+        }
+        Ok(())
+    }
+
+    /// Writes home every page whose bytes are in the journal only, so that a checkpoint can leave
+    /// the journal behind. The caller holds `homing` exclusively: no new ones appear.
+    pub(crate) fn home_inline(&self) -> Result<()> {
+        let patched: Vec<(Ino, PageNr)> = self.patches.lock().iter().collect();
+        for (ino, page) in patched {
+            let inode = self.inodes.get(&self.meta, ino)?;
+            let _range = inode.ranges.lock(page, page, true);
+            if self.patches.lock().get(ino, page).is_some() {
+                self.load_frame(&inode, page)?;
+            }
+        }
+        if mutants::active(Mutant::SkipHoming) {
+            return Ok(());
+        }
+        self.for_dirty_inodes(&mut |inode| {
+            self.write_pages(inode, PageNr(0), PageNr(u64::MAX), Which::Inline, usize::MAX)?;
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// Calls `f` for every inode that has something to be written, oldest first, until it breaks.
+    /// An error with one file does not keep the others from the device; the first one is returned.
+    fn for_dirty_inodes(&self, f: &mut dyn FnMut(&Inode) -> Result<ControlFlow<()>>) -> Result<()> {
+        let mut list: Vec<(u64, Ino)> =
+            self.inodes.dirty.lock().iter().map(|(ino, since)| (*since, *ino)).collect();
+        list.sort_unstable();
+        let mut first_error = None;
+        for (_, ino) in list {
+            let outcome = match self.inodes.get(&self.meta, ino) {
+                Ok(inode) => f(&inode),
+                Err(FsError::Posix(_)) => {
+                    self.inodes.dirty.lock().remove(&ino);
+                    continue; // deleted meanwhile
+                }
+                Err(e) => Err(e),
+            };
+            match outcome {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break,
+                Err(e) => {
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+}
+
+fn wants(frame: &Frame, which: Which) -> bool {
+    let data = frame.data.read();
+    match which {
+        Which::Dirty => data.dirty.is_some(),
+        Which::DirtySince(limit) => data.dirty.is_some() && data.since_ns <= limit,
+        Which::Inline => data.inline,
+    }
+}

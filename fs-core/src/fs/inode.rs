@@ -1,0 +1,191 @@
+//! Inodes in memory.
+//!
+//! There is at most one [`Inode`] of a number at any time. Its state runs ahead of the metadata
+//! store in two ways: a buffered write grows the size before its pages are on the device, and times
+//! of mere overwrites are written lazily.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::api::{Attr, FileType, Timestamp};
+use crate::cache::Frame;
+use crate::error::{FsError, Result};
+use crate::file::RangeLock;
+use crate::format::{Change, InodeItem, ItemKind, Key};
+use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
+use crate::volume::meta::MetaStore;
+
+/// An inode's changing part.
+#[derive(Debug)]
+pub(crate) struct InodeState {
+    /// As callers see it now.
+    pub(crate) item: InodeItem,
+    /// Size in the metadata store: data up to here is mapped, or was never written.
+    pub(crate) disk_size: u64,
+    /// `item` has times that the metadata store has not.
+    pub(crate) lazy: bool,
+    /// Open handles.
+    pub(crate) opens: u32,
+    /// No name, no handle: its items are gone.
+    pub(crate) deleted: bool,
+    /// A write of its data has failed since the last successful fsync.
+    pub(crate) write_error: bool,
+}
+
+impl InodeState {
+    /// The change that stores the inode as it may be stored now.
+    pub(crate) fn put(&mut self, ino: Ino) -> Change {
+        self.lazy = false;
+        let item = InodeItem { size: self.stored_size(), ..self.item.clone() };
+        Change::PutItem { key: Key::new(ino, ItemKind::Inode, 0), value: item.encode() }
+    }
+
+    fn stored_size(&self) -> u64 {
+        if self.item.kind == FileType::Regular { self.disk_size } else { self.item.size }
+    }
+
+    /// Content changed at `now`.
+    pub(crate) fn touch_content(&mut self, now: Timestamp) {
+        self.item.mtime = now;
+        self.item.ctime = now;
+        self.lazy = true;
+    }
+}
+
+/// An inode in memory.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    /// Its number.
+    pub(crate) ino: Ino,
+    /// Page ranges in use.
+    pub(crate) ranges: RangeLock,
+    /// Its state.
+    pub(crate) state: Mutex<InodeState>,
+    /// Pages that are dirty or whose bytes are in the journal only.
+    pub(crate) unhomed: Mutex<BTreeMap<PageNr, Arc<Frame>>>,
+}
+
+impl Inode {
+    /// Attributes.
+    pub(crate) fn attr(&self) -> Attr {
+        self.state.lock().attr(self.ino)
+    }
+
+    /// The type, which never changes.
+    pub(crate) fn kind(&self) -> FileType {
+        self.state.lock().item.kind
+    }
+}
+
+impl InodeState {
+    /// Attributes.
+    pub(crate) fn attr(&self, ino: Ino) -> Attr {
+        let i = &self.item;
+        let size = match i.kind {
+            FileType::Directory => BLOCK_SIZE as u64 * (1 + i.size / 64),
+            _ => i.size,
+        };
+        Attr {
+            ino,
+            generation: 0,
+            kind: i.kind,
+            perm: i.perm,
+            nlink: i.nlink,
+            uid: i.uid,
+            gid: i.gid,
+            rdev: i.rdev,
+            size,
+            blocks: i.blocks * (BLOCK_SIZE as u64 / 512),
+            atime: i.atime,
+            mtime: i.mtime,
+            ctime: i.ctime,
+            btime: i.btime,
+        }
+    }
+}
+
+const SHARDS: usize = 16;
+/// Inodes a shard keeps before it drops unused ones.
+const SHARD_TARGET: usize = 4096;
+
+/// All inodes in memory, bounded by dropping those nobody uses.
+#[derive(Debug)]
+pub(crate) struct InodeTable {
+    shards: Vec<Mutex<HashMap<Ino, Arc<Inode>>>>,
+    /// Inodes with dirty pages, inline pages or lazy times, and since when (monotonic ns).
+    pub(crate) dirty: Mutex<BTreeMap<Ino, u64>>,
+}
+
+impl InodeTable {
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
+            dirty: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+        &self.shards[(ino.0 % SHARDS as u64) as usize]
+    }
+
+    /// The inode, read from the metadata if it is not in memory; ESTALE if it does not exist.
+    pub(crate) fn get(&self, meta: &MetaStore, ino: Ino) -> Result<Arc<Inode>> {
+        if let Some(inode) = self.shard(ino).lock().get(&ino) {
+            return Ok(inode.clone());
+        }
+        let value = meta.item(&Key::new(ino, ItemKind::Inode, 0))?.ok_or(FsError::STALE)?;
+        let item = InodeItem::decode(&value).ok_or_else(|| {
+            FsError::corrupt("inode item", BlockNr(0), format!("inode {ino}: impossible values"))
+        })?;
+        Ok(self.add(ino, item))
+    }
+
+    /// Puts an inode that was just read or made into the table.
+    pub(crate) fn add(&self, ino: Ino, item: InodeItem) -> Arc<Inode> {
+        let mut shard = self.shard(ino).lock();
+        if let Some(inode) = shard.get(&ino) {
+            return inode.clone();
+        }
+        if shard.len() >= SHARD_TARGET {
+            let dirty = self.dirty.lock();
+            let keep = |i: &Arc<Inode>| {
+                Arc::strong_count(i) > 1 || dirty.contains_key(&i.ino) || i.state.lock().opens > 0
+            };
+            // A quarter of the shard at a time, so that the sweep is paid rarely.
+            let mut spare = SHARD_TARGET / 4;
+            shard.retain(|_, i| {
+                let go = spare > 0 && !keep(i);
+                spare -= usize::from(go);
+                !go
+            });
+        }
+        let inode = Arc::new(Inode {
+            ino,
+            ranges: RangeLock::default(),
+            state: Mutex::new(InodeState {
+                disk_size: item.size,
+                item,
+                lazy: false,
+                opens: 0,
+                deleted: false,
+                write_error: false,
+            }),
+            unhomed: Mutex::new(BTreeMap::new()),
+        });
+        shard.insert(ino, inode.clone());
+        inode
+    }
+
+    /// Forgets a deleted inode.
+    pub(crate) fn forget(&self, ino: Ino) {
+        self.dirty.lock().remove(&ino);
+        self.shard(ino).lock().remove(&ino);
+    }
+
+    /// Remembers that the inode has something to be written.
+    pub(crate) fn mark_dirty(&self, ino: Ino, now_ns: u64) {
+        self.dirty.lock().entry(ino).or_insert(now_ns);
+    }
+}

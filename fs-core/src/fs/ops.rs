@@ -1,0 +1,182 @@
+//! [`FsOps`] for a mounted volume: finds the inodes, then calls the part that does it.
+
+use super::names::NewInode;
+use crate::api::{Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs};
+use crate::error::{FsError, Result};
+use crate::format::{ItemKind, Key};
+use crate::types::{BLOCK_SIZE, Ino};
+use crate::volume::Volume;
+
+impl FsOps for Volume {
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let _names = self.names.read();
+        let dir = self.directory(parent)?;
+        let ino = match name {
+            b"." => parent,
+            b".." => dir.state.lock().item.parent,
+            _ => self.find_name(parent, name)?.ino,
+        };
+        Ok(self.inodes.get(&self.meta, ino)?.attr())
+    }
+
+    fn getattr(&self, ino: Ino) -> Result<Attr> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        let state = inode.state.lock();
+        if state.deleted { Err(FsError::STALE) } else { Ok(state.attr(ino)) }
+    }
+
+    fn setattr(&self, ino: Ino, changes: &SetAttr) -> Result<Attr> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.set_attributes(&inode, changes)
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        if inode.kind() != FileType::Symlink {
+            return Err(FsError::INVALID);
+        }
+        let target = self.meta.item(&Key::new(ino, ItemKind::Symlink, 0))?;
+        target.map(|t| t.to_vec()).ok_or(FsError::STALE)
+    }
+
+    fn mknod(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        kind: FileType,
+        perm: u32,
+        rdev: u32,
+        owner: Owner,
+    ) -> Result<Attr> {
+        if matches!(kind, FileType::Directory | FileType::Symlink) {
+            return Err(FsError::INVALID);
+        }
+        self.make(parent, name, &NewInode { kind, perm, rdev, owner, target: None, open: false })
+    }
+
+    fn mkdir(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
+        let kind = FileType::Directory;
+        self.make(parent, name, &NewInode { kind, perm, rdev: 0, owner, target: None, open: false })
+    }
+
+    fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Owner) -> Result<Attr> {
+        if target.is_empty() {
+            return Err(FsError::NOT_FOUND);
+        }
+        let new = NewInode {
+            kind: FileType::Symlink,
+            perm: 0o777,
+            rdev: 0,
+            owner,
+            target: Some(target),
+            open: false,
+        };
+        self.make(parent, name, &new)
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.make_link(ino, parent, name)
+    }
+
+    fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove_file(parent, name)
+    }
+
+    fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove_dir(parent, name)
+    }
+
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        self.rename_name(parent, name, new_parent, new_name, flags)
+    }
+
+    fn open(&self, ino: Ino) -> Result<Attr> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        let mut state = inode.state.lock();
+        if state.deleted {
+            return Err(FsError::STALE);
+        }
+        state.opens += 1;
+        Ok(state.attr(ino))
+    }
+
+    fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
+        let kind = FileType::Regular;
+        self.make(parent, name, &NewInode { kind, perm, rdev: 0, owner, target: None, open: true })
+    }
+
+    fn close(&self, ino: Ino) {
+        if let Err(e) = self.close_inode(ino) {
+            tracing::warn!(error = %e, ino = ino.0, "an unlinked file could not be freed; the next mount will do it");
+        }
+    }
+
+    fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], flags: IoFlags) -> Result<usize> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.read_file(&inode, offset, buf, flags)
+    }
+
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.write_file(&inode, offset, data, flags)
+    }
+
+    fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.sync_file(&inode, datasync)
+    }
+
+    fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.allocate_file(&inode, mode, offset, len)
+    }
+
+    fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.list(&inode, cookie, emit)
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        let (inodes, next_ino) = self.meta.inode_numbers();
+        let sb = &self.superblock;
+        let total = sb.total_blocks - sb.first_data_block.0 - self.space.kept.total();
+        let alloc = &self.space.alloc;
+        let free = (alloc.free_blocks() + alloc.limbo_blocks()).saturating_sub(sb.reserve_blocks);
+        // Every inode takes some metadata: an estimate of how many more would fit, as XFS gives it.
+        let ffree = (free * (BLOCK_SIZE as u64 / 512)).min(u64::MAX - next_ino.0);
+        Ok(StatFs {
+            block_size: BLOCK_SIZE as u32,
+            blocks: total.saturating_sub(sb.reserve_blocks),
+            bfree: free,
+            bavail: free,
+            files: inodes + ffree,
+            ffree,
+            namelen: crate::format::dirent::NAME_MAX as u32,
+        })
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        if self.read_only() {
+            return Ok(());
+        }
+        self.sync_everything()
+    }
+}
+
+impl Volume {
+    /// Makes everything durable.
+    pub(crate) fn sync_everything(&self) -> Result<()> {
+        if let Some(reason) = self.failure() {
+            return Err(FsError::CommitFailed(reason));
+        }
+        self.writeback_all()?;
+        self.commit()
+    }
+}

@@ -1,0 +1,114 @@
+//! Work that nobody waits for: publishing, writeback by age, checkpoints.
+//!
+//! The host calls [`Volume::run_background`] on threads of its own. In the simulator the test calls
+//! the single steps itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::Volume;
+use crate::error::Result;
+
+/// A durable LSN is published at the latest after this (rule R1).
+const PUBLISH_WITHIN: Duration = Duration::from_millis(20);
+/// How often an idle volume looks for work.
+const IDLE: Duration = Duration::from_millis(250);
+
+/// Tells background loops to end.
+#[derive(Debug, Default)]
+pub struct StopFlag(AtomicBool);
+
+impl StopFlag {
+    /// Ends the loops; they notice within a quarter of a second.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Volume {
+    /// Runs the volume's background work until `stop` is set. Blocks: give it a thread.
+    pub fn run_background(&self, stop: &StopFlag) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.run_committer(stop));
+            self.run_checkpointer(stop);
+        });
+    }
+
+    /// Publishes durable LSNs, writes back old dirty pages and commits old changes.
+    pub fn run_committer(&self, stop: &StopFlag) {
+        while !stop.is_set() {
+            let urgent =
+                self.commit.published() < self.commit.durable() && self.space.alloc.limbo_blocks() > 0;
+            std::thread::sleep(if urgent { PUBLISH_WITHIN } else { IDLE });
+            self.report(self.background_commit(urgent));
+        }
+    }
+
+    /// Makes checkpoints when they are due.
+    pub fn run_checkpointer(&self, stop: &StopFlag) {
+        while !stop.is_set() {
+            std::thread::sleep(IDLE);
+            if self.checkpoint_due() {
+                self.report(self.checkpoint());
+            }
+        }
+    }
+
+    fn report(&self, outcome: Result<()>) {
+        if let Err(e) = outcome
+            && self.commit.failure().is_none()
+        {
+            tracing::warn!(error = %e, volume = %self.device.name(), "background work failed; it will be tried again");
+        }
+    }
+
+    fn background_commit(&self, publish: bool) -> Result<()> {
+        if self.commit.failure().is_some() || self.read_only {
+            return Ok(());
+        }
+        self.writeback_old()?;
+        if self.meta.applied_lsn() > self.commit.durable() {
+            self.commit()?;
+        }
+        if publish {
+            self.publish_durable()?;
+        }
+        self.reserve_ahead()
+    }
+
+    /// A quarter of the journal has been written since the last checkpoint, or the changes take too
+    /// much memory.
+    pub fn checkpoint_due(&self) -> bool {
+        if self.commit.failure().is_some() || self.read_only {
+            return false;
+        }
+        let last = self.commit.journal.lock().segments_since_root();
+        let (used, total) = last;
+        used * 4 >= total || self.meta.pressure().1 > self.options.delta_bytes
+    }
+
+    /// Lets an operation that will change metadata start: makes room in the journal first. Called
+    /// with no lock held.
+    pub(crate) fn admit(&self) -> Result<()> {
+        self.check_writable()?;
+        for _ in 0..3 {
+            let short = {
+                let journal = self.commit.journal.lock();
+                journal.free_segments() < (journal.segment_count() / 3).max(4)
+            };
+            let (waiting, memory) = self.meta.pressure();
+            if waiting > 4 * self.meta.max_operation() {
+                self.commit()?;
+            }
+            if !short && memory < self.options.delta_bytes * 2 {
+                return Ok(());
+            }
+            self.checkpoint_again()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! Group commit: from applied changes to acknowledged ones.
+//!
+//! Whoever needs an LSN durable calls [`Volume::commit`]. One caller becomes the leader, takes all
+//! batches, writes their records, flushes once, and wakes the others; what is applied meanwhile goes
+//! with the next leader. The flush is submitted after every write it must cover has completed: data
+//! is written before its mapping is applied, records before the flush (rule R4).
+//!
+//! A failed journal write or flush ends the epoch (rule R6): nothing is acknowledged any more, and
+//! nothing is written, until the volume is mounted again.
+//!
+//! Lock order: `CommitState` before `JournalWriter`; neither is held while waiting for the device
+//! except the writer by the one leader.
+
+use std::sync::atomic::Ordering;
+
+use blockdev::{IoClass, Pending, Request};
+use parking_lot::{Condvar, Mutex};
+
+use super::Volume;
+use super::meta::Batch;
+use crate::error::{FsError, Result};
+use crate::journal::JournalWriter;
+use crate::mutants::{self, Mutant};
+use crate::types::Lsn;
+
+/// Unflushed data that forces a commit, in bytes (rule R4).
+const MAX_UNFLUSHED: u64 = 64 << 20;
+
+#[derive(Debug, Default)]
+struct CommitState {
+    /// Covered by a completed flush.
+    durable: Lsn,
+    /// Highest durable LSN that a flushed record or slot carries (rule R1).
+    published: Lsn,
+    leader: bool,
+    failed: Option<String>,
+}
+
+/// The commit machinery of a volume.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    state: Mutex<CommitState>,
+    changed: Condvar,
+    pub(super) journal: Mutex<JournalWriter>,
+}
+
+impl Committer {
+    /// Starts behind `durable`, which the claimed root slot carries.
+    pub(super) fn new(journal: JournalWriter, durable: Lsn) -> Self {
+        let state = CommitState { durable, published: durable, ..CommitState::default() };
+        Self { state: Mutex::new(state), changed: Condvar::new(), journal: Mutex::new(journal) }
+    }
+
+    /// Everything up to here is durable.
+    pub(crate) fn durable(&self) -> Lsn {
+        self.state.lock().durable
+    }
+
+    /// The device holds a durable LSN up to here.
+    pub(crate) fn published(&self) -> Lsn {
+        self.state.lock().published
+    }
+
+    /// Why the epoch ended, if it has.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.state.lock().failed.clone()
+    }
+
+    /// Ends the epoch (rule R6). The first reason is kept.
+    pub(crate) fn fail(&self, reason: &str) {
+        let mut state = self.state.lock();
+        if state.failed.is_none() {
+            tracing::error!(reason, "the volume stops: it stays read-only until it is mounted again");
+            state.failed = Some(reason.to_owned());
+        }
+        self.changed.notify_all();
+    }
+
+    /// Takes the leader's role, or waits until `target` is durable; true: lead.
+    fn lead_or_wait(&self, target: Lsn) -> Result<bool> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(reason) = &state.failed {
+                return Err(FsError::CommitFailed(reason.clone()));
+            }
+            if state.durable >= target {
+                return Ok(false);
+            }
+            if !state.leader {
+                state.leader = true;
+                return Ok(true);
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn finish_lead(&self, outcome: &Result<Written>) {
+        let mut state = self.state.lock();
+        state.leader = false;
+        match outcome {
+            Ok(w) => {
+                state.durable = state.durable.max(w.durable);
+                state.published = state.published.max(w.published);
+            }
+            Err(e) => {
+                let _ = state.failed.get_or_insert_with(|| e.to_string());
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    /// A flushed root slot carries this durable LSN.
+    pub(super) fn slot_published(&self, lsn: Lsn) {
+        let mut state = self.state.lock();
+        state.published = state.published.max(lsn);
+    }
+}
+
+/// What a leader achieved.
+struct Written {
+    durable: Lsn,
+    published: Lsn,
+}
+
+impl Volume {
+    /// Makes everything up to record `target` durable. Blocks for one journal write and flush, or
+    /// for somebody else's.
+    pub(crate) fn commit_to(&self, target: Lsn) -> Result<()> {
+        while self.commit.lead_or_wait(target)? {
+            self.lead(false)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything applied so far durable.
+    pub fn commit(&self) -> Result<()> {
+        self.commit_to(self.meta.applied_lsn())
+    }
+
+    /// Puts the durable LSN on the device, so that what was freed before it can be used again
+    /// (rule R1). Does nothing if it is there already.
+    pub fn publish_durable(&self) -> Result<()> {
+        let durable = self.commit.durable();
+        if self.commit.published() >= durable {
+            return Ok(());
+        }
+        // A later record would carry it; an empty one does as well.
+        let target = self.meta.applied_lsn();
+        if target > durable {
+            return self.commit_to(target);
+        }
+        self.write_record_after(durable)
+    }
+
+    /// Writes and flushes an empty record.
+    pub(super) fn write_empty_record(&self) -> Result<()> {
+        self.commit()?;
+        self.write_record_after(self.commit.durable())
+    }
+
+    fn write_record_after(&self, durable: Lsn) -> Result<()> {
+        if self.commit.lead_or_wait(durable.next())? {
+            self.lead(true)?;
+        }
+        Ok(())
+    }
+
+    fn lead(&self, force_empty: bool) -> Result<()> {
+        let outcome = self.write_batches(force_empty);
+        if let Err(e) = &outcome {
+            self.commit.fail(&e.to_string());
+        }
+        self.commit.finish_lead(&outcome);
+        let written = outcome.map_err(|e| FsError::CommitFailed(e.to_string()))?;
+        self.space.publish(written.published);
+        Ok(())
+    }
+
+    fn write_batches(&self, force_empty: bool) -> Result<Written> {
+        let durable = self.commit.durable();
+        let batches = self.meta.take_batches(force_empty);
+        // Data written from here on belongs to a later batch; a flush for it now is harmless.
+        let unflushed = self.unflushed.swap(0, Ordering::SeqCst);
+        let mut journal = self.commit.journal.lock();
+        let records = batches
+            .iter()
+            .map(|batch| self.place_record(&mut journal, batch, durable))
+            .collect::<Result<Vec<_>>>()?;
+        let last = journal.last_lsn();
+        drop(journal);
+        let fua = records.len() == 1 && unflushed == 0 && !mutants::active(Mutant::NoFlushOnCommit);
+        let requests = records
+            .into_iter()
+            .map(|(addr, buf)| Request::write(addr.offset(), vec![buf], fua, IoClass::Log))
+            .collect();
+        if mutants::active(Mutant::FlushBeforeRecord) {
+            self.device.flush()?;
+        }
+        wait_all(self.device.submit(requests))?;
+        if !fua && !mutants::active(Mutant::NoFlushOnCommit) && !mutants::active(Mutant::FlushBeforeRecord) {
+            self.device.flush()?;
+        }
+        self.count_commit(&batches);
+        Ok(Written { durable: last, published: durable })
+    }
+
+    fn place_record(
+        &self,
+        journal: &mut JournalWriter,
+        batch: &Batch,
+        durable: Lsn,
+    ) -> Result<(crate::types::BlockNr, blockdev::AlignedBuf)> {
+        let mut payload = Vec::with_capacity(4096);
+        for change in &batch.changes {
+            change.encode(&mut payload);
+        }
+        let carried = if mutants::active(Mutant::DurableLsnTooHigh) { batch.lsn } else { durable };
+        let placed = journal
+            .place(&payload, batch.changes.len() as u32, carried, batch.inodes)
+            .map_err(|_| FsError::Volume("the journal is full: checkpoints do not keep up".into()))?;
+        if journal.last_lsn() != batch.lsn {
+            return Err(FsError::Volume(format!(
+                "journal out of step: batch {} became record {}",
+                batch.lsn,
+                journal.last_lsn()
+            )));
+        }
+        Ok((placed.addr, placed.buf))
+    }
+
+    fn count_commit(&self, batches: &[Batch]) {
+        let c = &self.counters;
+        c.commits.fetch_add(1, Ordering::Relaxed);
+        c.records.fetch_add(batches.len() as u64, Ordering::Relaxed);
+        for batch in batches {
+            if batch.distinct_files() > 1 {
+                c.group_commits.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Accounts for data that was written and not flushed; flushes when there is too much of it.
+    pub(crate) fn note_unflushed(&self, bytes: u64) {
+        self.unflushed.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Commits if too much data is unflushed (rule R4). Called with no lock held.
+    pub(crate) fn bound_unflushed(&self) -> Result<()> {
+        if self.unflushed.load(Ordering::SeqCst) < MAX_UNFLUSHED {
+            return Ok(());
+        }
+        if self.meta.applied_lsn() > self.commit.durable() {
+            return self.commit();
+        }
+        self.unflushed.store(0, Ordering::SeqCst);
+        self.device.flush().map_err(|e| {
+            self.commit.fail(&e.to_string());
+            FsError::from(e)
+        })
+    }
+}
+
+/// Waits for all; the first error, if any, after all have completed.
+pub(crate) fn wait_all(pending: Vec<Pending>) -> Result<()> {
+    let mut first_error = None;
+    for p in pending {
+        if let Err(e) = p.wait().result {
+            first_error.get_or_insert(e);
+        }
+    }
+    first_error.map_or(Ok(()), |e| Err(e.into()))
+}
+
+impl Batch {
+    /// Files whose data this batch carries, counted up to two.
+    fn distinct_files(&self) -> usize {
+        use crate::format::Change;
+        let mut files = self.changes.iter().filter_map(|c| match c {
+            Change::MapRun { ino, .. } | Change::Inline { ino, .. } => Some(*ino),
+            _ => None,
+        });
+        let Some(first) = files.next() else { return 0 };
+        if files.any(|f| f != first) { 2 } else { 1 }
+    }
+}

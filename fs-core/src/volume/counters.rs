@@ -1,0 +1,66 @@
+//! Counters of the engine's own events.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The live counters.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// A reading of all counters.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct CounterValues {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Reads all of them, one after the other.
+            pub(crate) fn read(&self) -> CounterValues {
+                CounterValues { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl CounterValues {
+            /// Name and value of each.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Commits: one flush each.
+    commits,
+    /// Journal records written.
+    records,
+    /// Records that carry data of more than one file.
+    group_commits,
+    /// Times the journal's ring was wrapped around.
+    journal_wraps,
+    /// Checkpoints completed.
+    checkpoints,
+    /// Tree nodes written.
+    node_writes,
+    /// Epochs begun.
+    epoch_changes,
+    /// Pages whose bytes went into the journal.
+    inline_pages,
+    /// Pages written home after their bytes had been in the journal.
+    inline_homed,
+    /// Pages written by writeback.
+    writeback_pages,
+    /// Pages written by direct or synchronous writes.
+    direct_pages,
+    /// Blocks that were allocated again after having been freed in this mount.
+    blocks_reused,
+    /// Data pages that did not match their checksum.
+    checksum_errors,
+    /// Page cache hits.
+    cache_hits,
+    /// Page cache misses.
+    cache_misses,
+}

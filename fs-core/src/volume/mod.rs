@@ -1,0 +1,154 @@
+//! A mounted volume: where everything meets.
+//!
+//! Lock order, outermost first; a thread takes locks only downwards:
+//!
+//! 1. `checkpointer` (one checkpoint at a time)
+//! 2. `names` (the name space: shared for look-ups that need a stable name, exclusive for changes)
+//! 3. `homing` (shared by writers that put data into the journal, exclusive to shut them out)
+//! 4. an inode's page ranges ([`crate::file::RangeLock`])
+//! 5. an inode's state (several: by ascending inode number)
+//! 6. a page frame
+//! 7. leaves: the metadata store, the commit state, the journal writer, the allocator, the page
+//!    cache's shards, `patches`
+
+mod background;
+mod checkpoint;
+mod commit;
+mod counters;
+mod format;
+pub(crate) mod meta;
+mod mount;
+mod recover;
+mod space;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use blockdev::BlockDevice;
+use parking_lot::{Mutex, RwLock};
+
+pub use background::StopFlag;
+pub(crate) use commit::wait_all;
+pub use counters::CounterValues;
+pub use format::FormatOptions;
+pub(crate) use recover::Patches;
+
+use crate::cache::PageCache;
+use crate::env::Env;
+use crate::error::Result;
+use crate::format::Superblock;
+use crate::fs::InodeTable;
+use crate::types::{Epoch, PageSize};
+
+/// How to mount a volume.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Change nothing on the device.
+    pub read_only: bool,
+    /// Page cache capacity in bytes.
+    pub cache_bytes: usize,
+    /// Capacity of the cache of tree nodes in bytes.
+    pub node_cache_bytes: usize,
+    /// Dirty bytes in the page cache at which writers have to wait for writeback.
+    pub dirty_bytes: usize,
+    /// Age in nanoseconds at which dirty pages are written and changes committed.
+    pub dirty_age_ns: u64,
+    /// Largest synchronous write, in bytes, that goes into the journal itself.
+    pub inline_max: usize,
+    /// Rough size in bytes that changes may reach in memory before a checkpoint.
+    pub delta_bytes: usize,
+    /// Identity of this node in the journal.
+    pub node_id: u32,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            cache_bytes: 256 << 20,
+            node_cache_bytes: 64 << 20,
+            dirty_bytes: 64 << 20,
+            dirty_age_ns: 2_000_000_000,
+            inline_max: 64 << 10,
+            delta_bytes: 64 << 20,
+            node_id: 0,
+        }
+    }
+}
+
+/// A mounted volume. Has no threads of its own: every call works on its caller's thread, and
+/// [`run_background`](Volume::run_background) is for threads that the host provides.
+pub struct Volume {
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) superblock: Superblock,
+    pub(crate) options: MountOptions,
+    pub(crate) env: Arc<dyn Env>,
+    pub(crate) epoch: Epoch,
+    read_only: bool,
+    closed: AtomicBool,
+    checkpointer: Mutex<checkpoint::Checkpointer>,
+    pub(crate) names: RwLock<()>,
+    pub(crate) homing: RwLock<()>,
+    pub(crate) inodes: InodeTable,
+    pub(crate) cache: PageCache,
+    pub(crate) patches: Mutex<Patches>,
+    pub(crate) meta: Arc<meta::MetaStore>,
+    pub(crate) commit: commit::Committer,
+    pub(crate) space: space::Space,
+    unflushed: AtomicU64,
+    pub(crate) counters: counters::Counters,
+}
+
+impl Volume {
+    /// Makes an empty volume on `device`, over whatever is there. Takes well under a second.
+    pub fn format(device: &dyn BlockDevice, options: &FormatOptions, env: &dyn Env) -> Result<Superblock> {
+        format::format(device, options, env)
+    }
+
+    /// What mkfs decided about the volume.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The running epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Page size of the volume.
+    pub fn page_size(&self) -> PageSize {
+        self.superblock.page_size
+    }
+
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub(crate) fn page_blocks(&self) -> u32 {
+        self.superblock.page_size.blocks()
+    }
+
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.superblock.page_size.bytes()
+    }
+
+    /// Reads the counters.
+    pub fn counters(&self) -> CounterValues {
+        let mut values = self.counters.read();
+        values.journal_wraps = self.commit.journal.lock().wraps();
+        values.blocks_reused = self.space.alloc.stats().reused_blocks;
+        values
+    }
+
+    /// Why the volume has stopped accepting changes (rule R6), if it has.
+    pub fn failure(&self) -> Option<String> {
+        self.commit.failure()
+    }
+}
+
+impl fmt::Debug for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Volume").field("uuid", &self.superblock.uuid).field("epoch", &self.epoch).finish()
+    }
+}

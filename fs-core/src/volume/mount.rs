@@ -1,0 +1,319 @@
+//! Opening a volume: recovery, the claim of a new epoch, and the end of one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use blockdev::BlockDevice;
+use parking_lot::{Mutex, RwLock};
+
+use super::checkpoint::Checkpointer;
+use super::commit::Committer;
+use super::counters::Counters;
+use super::meta::{MetaStart, MetaStore, TreeState};
+use super::recover::{Recovered, recover};
+use super::space::{BitmapLoader, KeptBlocks, Space};
+use super::{MountOptions, Volume};
+use crate::alloc::{AllocError, Allocator, Class, Config, Geometry, Request};
+use crate::cache::PageCache;
+use crate::env::Env;
+use crate::error::{FsError, Result};
+use crate::format::{Change, JournalPart, RootSlot};
+use crate::fs::InodeTable;
+use crate::journal::JournalWriter;
+use crate::mutants::{self, Mutant};
+use crate::tree::{NodeCache, TreeReader, TreeRoot};
+use crate::types::{BlockNr, BlockRun, Epoch, GroupNr};
+
+/// Journals of earlier epochs after which a mount makes a checkpoint before it serves. Epochs that
+/// changed nothing are not counted, and nothing changes before that checkpoint, so a row of crashes
+/// cannot fill the root slot.
+const MANY_PARTS: usize = 4;
+
+/// The tree and its pending list, as a recovered volume has them.
+pub(crate) fn tree_state(recovered: &mut Recovered) -> TreeState {
+    let tree = recovered.slot.tree;
+    let ptr = (tree.height > 0).then_some(crate::format::node::NodePtr {
+        addr: tree.addr,
+        birth: tree.birth,
+        crc: tree.crc,
+    });
+    TreeState { root: TreeRoot { ptr, height: tree.height }, pending: std::mem::take(&mut recovered.pending) }
+}
+
+impl Volume {
+    /// Opens the volume on `device`: recovers it, and unless read-only claims a new epoch.
+    ///
+    /// Blocks for the recovery (well under a second for the largest journal on a fast device).
+    /// EINVAL if there is no volume or it is damaged beyond what recovery may decide.
+    pub fn mount(
+        device: Arc<dyn BlockDevice>,
+        options: MountOptions,
+        env: Arc<dyn Env>,
+    ) -> Result<Arc<Volume>> {
+        let recovered = recover(device.as_ref())?;
+        for e in &recovered.bad_superblocks {
+            tracing::warn!(error = %e, volume = %device.name(), "a copy of the superblock is damaged; another one is used");
+        }
+        if !options.read_only && !mutants::active(Mutant::NoFlushAfterRecovery) {
+            // What recovery read may exist only in the device's cache (rule R7).
+            device.flush()?;
+        }
+        let read_only = options.read_only;
+        let volume = Self::assemble(device, options, env, recovered)?;
+        if !read_only {
+            if volume.checkpointer.lock().slot.journal.len() > MANY_PARTS {
+                volume.checkpoint()?;
+            }
+            volume.reclaim_orphans()?;
+        }
+        Ok(volume)
+    }
+
+    fn assemble(
+        device: Arc<dyn BlockDevice>,
+        options: MountOptions,
+        env: Arc<dyn Env>,
+        mut recovered: Recovered,
+    ) -> Result<Arc<Volume>> {
+        let sb = recovered.superblock.clone();
+        let base = recovered.slot.clone();
+        let kept = Arc::new(KeptBlocks::default());
+        keep_recovered(&recovered, &kept);
+        let tree = tree_state(&mut recovered);
+        let held: Vec<BlockRun> = tree.pending.iter().filter(|e| !e.used).map(|e| e.run).collect();
+        let used_blocks = recovered.delta.used_blocks;
+        let excluded = excluded_groups(&recovered, device.as_ref());
+        let cache = NodeCache::new(device.clone(), sb.uuid, options.node_cache_bytes);
+        let meta = Arc::new(MetaStore::new(
+            TreeReader::new(Arc::new(cache)),
+            sb.page_size.blocks(),
+            sb.segment_blocks,
+            MetaStart {
+                delta: std::mem::take(&mut recovered.delta),
+                tree,
+                next_lsn: recovered.end.lsn.next(),
+                next_ino: recovered.next_ino,
+                inodes: recovered.inodes,
+            },
+        ));
+        let geometry = Geometry {
+            total_blocks: base.total_blocks - 1,
+            first_data_block: sb.first_data_block,
+            group_blocks: sb.group_blocks,
+        };
+        let loader = BitmapLoader {
+            meta: meta.clone(),
+            kept: kept.clone(),
+            group_blocks: sb.group_blocks,
+            first_data_block: sb.first_data_block,
+            end: BlockNr(geometry.total_blocks),
+        };
+        let config = Config {
+            takeover_groups: sb.takeover_groups,
+            reserve_blocks: sb.reserve_blocks,
+            ..Config::for_volume(&geometry)
+        };
+        let alloc = Allocator::new(geometry, config, Arc::new(loader))?;
+        alloc.exclude(&excluded)?;
+        let free = base.free_blocks.saturating_add_signed(-used_blocks);
+        let held_blocks: u64 = held.iter().map(|r| u64::from(r.len)).sum();
+        alloc.set_free(free.saturating_sub(kept.total() + held_blocks))?;
+        let space = Space { alloc, kept, reserved: Mutex::new(Vec::new()) };
+        let epoch = Epoch(base.epoch.0 + 1);
+        let (journal, claim) = if options.read_only {
+            (idle_journal(&recovered, base.epoch), None)
+        } else {
+            let segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
+            let last = (recovered.end.lsn, recovered.end.crc);
+            let journal =
+                JournalWriter::new(sb.uuid, epoch, options.node_id, segments, sb.segment_blocks, last);
+            let claim = claim_slot(&recovered, &space, &journal, epoch)?;
+            (journal, Some(claim))
+        };
+        let kept_parts = claim.as_ref().map_or(0, |c| c.journal.len() - 1);
+        let old_parts: Vec<JournalPart> =
+            claim.iter().flat_map(|c| c.journal.iter().take(kept_parts).cloned()).collect();
+        let unused = base.journal.iter().filter(|p| !old_parts.iter().any(|o| o.epoch == p.epoch));
+        let unused: Vec<JournalPart> = unused.cloned().collect();
+        let slot = claim.clone().unwrap_or_else(|| base.clone());
+        let mut checkpointer = Checkpointer::new(slot, old_parts);
+        checkpointer.held = held;
+        let page_size = sb.page_size;
+        let volume = Arc::new(Volume {
+            cache: PageCache::new(page_size, options.cache_bytes),
+            read_only: options.read_only,
+            options,
+            env,
+            epoch,
+            commit: Committer::new(journal, recovered.end.lsn),
+            space,
+            meta,
+            checkpointer: Mutex::new(checkpointer),
+            inodes: InodeTable::new(),
+            names: RwLock::new(()),
+            patches: Mutex::new(std::mem::take(&mut recovered.patches)),
+            homing: RwLock::new(()),
+            unflushed: AtomicU64::new(0),
+            counters: Counters::default(),
+            closed: AtomicBool::new(false),
+            superblock: sb,
+            device,
+        });
+        if let Some(claim) = claim {
+            volume.claim(claim, &recovered, &unused)?;
+        }
+        Ok(volume)
+    }
+
+    /// Makes the new epoch exist: both of its root slots, one after the other, then its first
+    /// record. Nothing is served before that (rule R2).
+    fn claim(&self, claim: RootSlot, recovered: &Recovered, unused: &[JournalPart]) -> Result<()> {
+        self.write_slot(&RootSlot { seq: 0, ..claim.clone() })?;
+        let sb = &self.superblock;
+        let own = RootSlot::address(sb.slots_start, sb.slot_rows, self.epoch, 1);
+        let buf = claim.encode(&sb.uuid, own)?;
+        self.device.write_at(own.offset(), buf, false, blockdev::IoClass::Log)?;
+        self.flush_or_stop()?;
+        if mutants::active(Mutant::NoEpochRecord) {
+            return Ok(());
+        }
+        let lsn = self.meta.apply(
+            vec![Change::EpochStart {
+                previous: recovered.slot.epoch,
+                cut_lsn: recovered.end.lsn,
+                cut_crc: recovered.end.crc,
+            }],
+            0,
+        )?;
+        self.commit_to(lsn)?;
+        self.counters.epoch_changes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // Journals that changed nothing are not in the claim: their blocks are free now.
+        let len = sb.segment_blocks;
+        for run in unused.iter().flat_map(|p| p.segments.iter().map(|s| BlockRun::new(*s, len))) {
+            self.space.alloc.free_deferred(run, crate::types::Lsn(0))?;
+            self.space.kept.remove(run);
+        }
+        self.space.publish(self.commit.durable());
+        Ok(())
+    }
+
+    /// Ends the mount: everything durable, a last checkpoint, so that the next mount finds nothing
+    /// to replay. The volume refuses further changes.
+    pub fn shutdown(&self) -> Result<()> {
+        if self.read_only || self.closed.load(std::sync::atomic::Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.sync_everything()?;
+        self.checkpoint()?;
+        self.closed.store(true, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Refuses changes on a read-only, stopped or closed volume: EROFS.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.read_only || self.closed.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(FsError::READ_ONLY);
+        }
+        match self.commit.failure() {
+            Some(reason) => Err(FsError::EpochEnded(reason)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Marks what the recovered root uses beside its bitmaps: journals and the pending list.
+fn keep_recovered(recovered: &Recovered, kept: &KeptBlocks) {
+    let len = recovered.superblock.segment_blocks;
+    for part in &recovered.slot.journal {
+        for segment in &part.segments {
+            kept.add(BlockRun::new(*segment, len));
+        }
+    }
+    if let Some(run) = recovered.slot.pending {
+        kept.add(run);
+    }
+}
+
+/// Groups that the epoch before may still write to. None, if the lock on the device proves that its
+/// I/O has drained.
+fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<GroupNr> {
+    if device.capabilities().exclusive {
+        return Vec::new();
+    }
+    let from_slot = recovered.slot.reserved.iter().map(|r| (r.first, r.count));
+    let from_journal = recovered.delta.reserved.iter().copied();
+    from_slot.chain(from_journal).flat_map(|(g, n)| (g.0..g.0 + u64::from(n)).map(GroupNr)).collect()
+}
+
+/// Takes the journal segments of a new epoch. The groups they are in are reserved by the claim.
+fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Vec<BlockNr>> {
+    let mut segments = Vec::new();
+    let mut goal = None;
+    while segments.len() < count as usize {
+        let request = Request { goal, ..Request::new(blocks, blocks, 1, Class::Journal) };
+        match space.alloc.alloc(&request, None) {
+            Ok(run) => {
+                space.kept.add(run);
+                goal = Some(run.end());
+                segments.push(run.start);
+            }
+            Err(AllocError::NeedReservation { suggested }) if !suggested.is_empty() => {
+                space.note_reserved(&suggested);
+                space.alloc.reserve_done(&suggested)?;
+            }
+            Err(AllocError::Failed(e)) => return Err(e),
+            Err(_) => {
+                return Err(FsError::Volume(
+                    "no room for a new journal: the volume is full; free space can only be made after a mount, \
+                     so enlarge the device"
+                        .into(),
+                ));
+            }
+        }
+    }
+    Ok(segments)
+}
+
+fn claim_slot(
+    recovered: &Recovered,
+    space: &Space,
+    journal: &JournalWriter,
+    epoch: Epoch,
+) -> Result<RootSlot> {
+    let base = &recovered.slot;
+    let cut = (recovered.end.lsn, recovered.end.crc);
+    let mut parts: Vec<JournalPart> = Vec::new();
+    let last = base.journal.len() - 1;
+    for (i, part) in base.journal.iter().enumerate() {
+        let end = if i == last { Some(cut) } else { part.end };
+        if recovered.effective.get(i).copied().unwrap_or(true) {
+            parts.push(JournalPart { end, ..part.clone() });
+        }
+    }
+    let own = journal.part_from(recovered.end.lsn);
+    parts.push(own.ok_or_else(|| FsError::Volume("a new journal has no start".into()))?);
+    Ok(RootSlot {
+        epoch,
+        seq: 0,
+        durable_lsn: recovered.end.lsn,
+        reserved: space.reserved.lock().clone(),
+        journal: parts,
+        next_ino: recovered.next_ino.max(base.next_ino),
+        inodes: base.inodes,
+        ..base.clone()
+    })
+}
+
+/// A journal that is never written, for a read-only mount.
+fn idle_journal(recovered: &Recovered, epoch: Epoch) -> JournalWriter {
+    let segments = recovered.slot.journal.last().map(|p| p.segments.clone()).unwrap_or_default();
+    let last = (recovered.end.lsn, recovered.end.crc);
+    JournalWriter::new(
+        recovered.superblock.uuid,
+        epoch,
+        0,
+        segments,
+        recovered.superblock.segment_blocks,
+        last,
+    )
+}

@@ -1,0 +1,194 @@
+//! Space: the allocator, its reservations, and what keeps blocks from it.
+//!
+//! Lock order: `kept` is a leaf.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Volume;
+use super::meta::MetaStore;
+use crate::alloc::{AllocError, Allocator, Class, GroupBits, GroupLoader, Purpose, Request};
+use crate::error::{FsError, Result};
+use crate::format::bitmap::{BITMAP_BLOCKS, decode_piece};
+use crate::format::{Change, GroupRange, ItemKind, Key};
+use crate::types::{BlockNr, BlockRun, GroupNr, Ino};
+
+/// Blocks in use that no bitmap shows: journal segments and pending lists. First block to length.
+#[derive(Debug, Default)]
+pub(crate) struct KeptBlocks(Mutex<BTreeMap<u64, u32>>);
+
+impl KeptBlocks {
+    /// Keeps a run.
+    pub(crate) fn add(&self, run: BlockRun) {
+        self.0.lock().insert(run.start.0, run.len);
+    }
+
+    /// The run is no longer needed.
+    pub(crate) fn remove(&self, run: BlockRun) {
+        self.0.lock().remove(&run.start.0);
+    }
+
+    fn for_each(&self, f: &mut dyn FnMut(BlockRun)) {
+        for (start, len) in self.0.lock().iter() {
+            f(BlockRun::new(BlockNr(*start), *len));
+        }
+    }
+
+    /// Blocks kept.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.lock().values().map(|len| u64::from(*len)).sum()
+    }
+}
+
+/// Gives the allocator the bits of a group from the metadata.
+pub(crate) struct BitmapLoader {
+    pub(crate) meta: Arc<MetaStore>,
+    pub(crate) kept: Arc<KeptBlocks>,
+    pub(crate) group_blocks: u32,
+    pub(crate) first_data_block: BlockNr,
+    pub(crate) end: BlockNr,
+}
+
+impl GroupLoader for BitmapLoader {
+    fn load(&self, group: GroupNr) -> Result<GroupBits> {
+        let len = u64::from(self.group_blocks);
+        let start = BlockNr(group.0 * len);
+        let mut changes = Vec::new();
+        let tree = self.meta.block_changes(start, len, &mut |run, used| changes.push((run, used)));
+        let mut bits = vec![0u64; (len as usize).div_ceil(64)].into_boxed_slice();
+        let mut mark = |run: BlockRun, used: bool| {
+            let from = run.start.0.max(start.0);
+            let to = run.end().0.min(start.0 + len);
+            for block in from..to {
+                let bit = block - start.0;
+                let (word, mask) = (&mut bits[(bit / 64) as usize], 1u64 << (bit % 64));
+                if used { *word |= mask } else { *word &= !mask }
+            }
+        };
+        let reader = self.meta.reader();
+        for piece in start.0 / BITMAP_BLOCKS..=(start.0 + len - 1) / BITMAP_BLOCKS {
+            let key = Key::new(Ino::SYSTEM, ItemKind::Bitmap, piece);
+            let Some(value) = reader.get(&tree.root, &key)? else { continue };
+            let words = decode_piece(&value).ok_or_else(|| {
+                FsError::corrupt("bitmap item", BlockNr(piece * BITMAP_BLOCKS), "impossible length")
+            })?;
+            for bit in 0..BITMAP_BLOCKS {
+                if words[(bit / 64) as usize] & 1 << (bit % 64) != 0 {
+                    mark(BlockRun::new(BlockNr(piece * BITMAP_BLOCKS + bit), 1), true);
+                }
+            }
+        }
+        // Nodes freed by the last checkpoint stay until the next root is durable (rule R7).
+        for entry in tree.pending.iter().filter(|e| e.used) {
+            mark(entry.run, true);
+        }
+        for (run, used) in changes {
+            mark(run, used);
+        }
+        self.kept.for_each(&mut |run| mark(run, true));
+        mark(BlockRun::new(BlockNr(0), self.first_data_block.0 as u32), true);
+        if start.0 + len > self.end.0 {
+            mark(BlockRun::new(self.end, (start.0 + len - self.end.0) as u32), true);
+        }
+        Ok(bits)
+    }
+}
+
+/// Space of a mounted volume.
+pub(crate) struct Space {
+    pub(crate) alloc: Allocator,
+    pub(crate) kept: Arc<KeptBlocks>,
+    /// Groups this epoch may write to, as root slots list them.
+    pub(crate) reserved: Mutex<Vec<GroupRange>>,
+}
+
+impl Space {
+    /// See [`Allocator::publish`].
+    pub(crate) fn publish(&self, durable: crate::types::Lsn) {
+        if let Err(e) = self.alloc.publish(durable) {
+            tracing::error!(error = %e, "the allocator disagrees with the journal about freed blocks");
+        }
+    }
+
+    /// Adds groups to the list for root slots, joining neighbours.
+    pub(crate) fn note_reserved(&self, groups: &[GroupNr]) {
+        let mut list = self.reserved.lock();
+        for g in groups {
+            list.push(GroupRange { first: *g, count: 1 });
+        }
+        list.sort_by_key(|r| r.first);
+        let mut joined: Vec<GroupRange> = Vec::new();
+        for r in list.drain(..) {
+            match joined.last_mut() {
+                Some(last) if last.first.0 + u64::from(last.count) >= r.first.0 => {
+                    let end = (r.first.0 + u64::from(r.count)).max(last.first.0 + u64::from(last.count));
+                    last.count = (end - last.first.0) as u32;
+                }
+                _ => joined.push(r),
+            }
+        }
+        *list = joined;
+    }
+}
+
+/// Consecutive groups as one change each.
+fn reserve_changes(groups: &[GroupNr]) -> Vec<Change> {
+    groups.iter().map(|g| Change::Reserve { first: *g, count: 1 }).collect()
+}
+
+impl Volume {
+    /// Allocates from `min` to `want` blocks in one run, aligned to `align`, near `goal`. What must
+    /// not fail on a full volume (contract C9) asks with [`Purpose::Essential`]. Makes reservations
+    /// and publishes frees as needed; blocks on device writes then. No lock that a commit or a
+    /// checkpoint needs may be held.
+    pub(crate) fn allocate(&self, request: &Request, purpose: Purpose) -> Result<BlockRun> {
+        let mut reclaimed = false;
+        loop {
+            let outcome = if purpose == Purpose::Essential && request.class == Class::Data {
+                let hold = self.space.alloc.hold(request.want.into(), purpose);
+                hold.and_then(|mut hold| self.space.alloc.alloc(request, Some(&mut hold)))
+            } else {
+                self.space.alloc.alloc(request, None)
+            };
+            match outcome {
+                Ok(run) => return Ok(run),
+                Err(AllocError::NeedReservation { suggested }) => self.reserve_groups(&suggested)?,
+                Err(AllocError::Full | AllocError::Fragmented) if !reclaimed => {
+                    reclaimed = true;
+                    self.reclaim_limbo()?;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Makes freed blocks usable: commits what freed them and publishes that.
+    fn reclaim_limbo(&self) -> Result<()> {
+        if self.space.alloc.limbo_blocks() > 0 {
+            self.commit()?;
+            self.publish_durable()?;
+        }
+        Ok(())
+    }
+
+    /// Reserves groups: flushed first, then used (rule R2).
+    fn reserve_groups(&self, groups: &[GroupNr]) -> Result<()> {
+        if groups.is_empty() {
+            return Err(FsError::NO_SPACE);
+        }
+        let lsn = self.meta.apply(reserve_changes(groups), 0)?;
+        self.space.note_reserved(groups);
+        self.commit_to(lsn)?;
+        self.space.alloc.reserve_done(groups)
+    }
+
+    /// Reserves groups ahead of need, if few free blocks are left in reserved ones.
+    pub(crate) fn reserve_ahead(&self) -> Result<()> {
+        match self.space.alloc.needs_more() {
+            Some(groups) => self.reserve_groups(&groups),
+            None => Ok(()),
+        }
+    }
+}
