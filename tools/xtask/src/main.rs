@@ -13,6 +13,7 @@ mod pg;
 mod privilege;
 mod proc;
 mod rng;
+mod soak;
 mod suites;
 mod target;
 mod testcmd;
@@ -39,6 +40,8 @@ enum Command {
     Test(testcmd::Args),
     /// Run single suites of real programs on a mounted volume
     Suite(suites::Args),
+    /// Run random tests with crashes and power cuts for a given time
+    Soak(soak::Args),
     /// Measure dbfs beside the raw device, ext4 and a FUSE daemon that does nothing
     Bench(bench::Args),
     /// Serve a FUSE file system that stores nothing (for `bench`)
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => testcmd::run(&args),
         Command::Suite(args) => suites::command(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::NoopFuse(args) => target::serve_noop(&args),
     }

@@ -10,6 +10,17 @@ impl Rng {
         Self(seed)
     }
 
+    /// A seed from the clock, for runs that were not given one.
+    pub fn seed_from_clock() -> u64 {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self::new(now.map_or(0, |d| d.as_nanos() as u64)).next_seed()
+    }
+
+    /// A seed short enough to be typed.
+    pub fn next_seed(&mut self) -> u64 {
+        self.next() >> 32
+    }
+
     /// The next 64 random bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -35,6 +35,13 @@ pub enum Suite {
     PgCut,
 }
 
+impl Suite {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 /// How a suite is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -111,8 +118,7 @@ pub fn run(plan: &Plan, suites: &[Suite]) -> Tally {
 }
 
 fn run_one(plan: &Plan, suite: Suite) -> Tally {
-    let value = suite.to_possible_value();
-    let name = value.as_ref().map_or("suite", |value| value.get_name()).to_owned();
+    let name = suite.name();
     println!();
     say!("{name} on {:?}, seed {}", plan.kind, plan.seed);
     let mut tally = Tally::default();
