@@ -15,6 +15,8 @@ use crate::{cmd, paths, pg, say};
 pub enum Need {
     /// A program, and its package.
     Program(&'static str, &'static str),
+    /// A file by its full path, and its package.
+    File(&'static str, &'static str),
     /// A PostgreSQL server with its tools and contributed modules.
     Postgres,
 }
@@ -37,6 +39,7 @@ pub const EVERYTHING: &[Need] = &[
     Need::Program("mount", "mount"),
     Need::Program("losetup", "mount"),
     Need::Program("cc", "gcc"),
+    Need::File("/usr/include/stdlib.h", "libc6-dev"),
     Need::Program("make", "make"),
     Need::Program("tar", "tar"),
     Need::Program("bzip2", "bzip2"),
@@ -51,20 +54,21 @@ impl Need {
     fn is_met(self) -> bool {
         match self {
             Need::Program(program, _) => paths::find_program(program).is_some(),
+            Need::File(path, _) => Path::new(path).is_file(),
             Need::Postgres => pg::install::find().is_ok(),
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            Need::Program(program, _) => program,
+            Need::Program(name, _) | Need::File(name, _) => name,
             Need::Postgres => "PostgreSQL",
         }
     }
 
     fn package(self) -> &'static str {
         match self {
-            Need::Program(_, package) => package,
+            Need::Program(_, package) | Need::File(_, package) => package,
             Need::Postgres => "postgresql",
         }
     }
