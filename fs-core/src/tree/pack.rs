@@ -58,7 +58,8 @@ impl Packer {
         }
     }
 
-    /// Puts all items of `node` in front.
+    /// Puts all items of `node` in front. Only at the right edge, where it no longer matters what
+    /// was appended.
     pub(super) fn prepend(&mut self, node: &Node) {
         let mut values = Vec::with_capacity(self.size + CAPACITY);
         for i in 0..node.len() {
@@ -69,9 +70,6 @@ impl Packer {
         }
         values.append(&mut self.values);
         self.values = values;
-        if self.appended > 0 {
-            self.appended += node.len();
-        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -148,6 +146,7 @@ impl Packer {
     /// Numbers of items for the nodes at the right edge of the tree, each filled up to `limit`
     /// except for the last: what follows is likely appended, and full nodes stay full.
     pub(super) fn edge_cuts(&self, limit: usize) -> Vec<usize> {
+        let limit = if self.size <= CAPACITY { CAPACITY } else { limit };
         self.greedy_cuts(0, self.items.len(), limit)
     }
 

@@ -210,6 +210,10 @@ fn each_field_is_checked() {
     assert!(edited(&|b| b.copy_within(80..97, 101)).contains("not above"));
     assert!(edited(&|b| b[97] ^= 1).contains("value 0"), "offset");
     assert!(edited(&|b| b[121] = 0xff).contains("value 1"), "length");
+    // The checksum field is not covered by the checksum.
+    let mut bytes = node.bytes().to_vec();
+    bytes[9] ^= 1;
+    assert!(detail(reopen(&bytes, node.ptr())).contains("its header says"));
     // Without the edit it is good, so that the edits were what was refused.
     let (bytes, ptr) = resealed(&node, |_| {});
     use_all(&reopen(&bytes, ptr).unwrap());

@@ -58,6 +58,31 @@ fn slow_deletion_leaves_few_nodes() {
     assert_eq!(tree.root.height, 2);
 }
 
+/// A subtree that was not touched can become the whole tree; what stood above a single leaf goes.
+#[test]
+fn nodes_with_one_child_do_not_stay_on_top() {
+    let mut tree = Harness::new(16 << 20);
+    // 440 full leaves, and one more under an inner node of its own.
+    tree.apply_and_check(&puts((0..1761).map(|n| (n, value(n, MAX_VALUE)))));
+    assert_eq!(tree.root.height, 3);
+    let walk = tree.apply_and_check(&(0..1760).map(|n| (key(n), Change::Delete)).collect());
+    assert_eq!((tree.root.height, walk.nodes.len()), (1, 1));
+    assert!(tree.sink.written.is_empty(), "nothing had to be written");
+}
+
+/// The last leaf has no right neighbour: what is left of it joins the left one.
+#[test]
+fn the_last_leaf_joins_its_left_neighbour() {
+    let mut tree = Harness::new(16 << 20);
+    tree.fill_percent = 50;
+    let leaves = |walk: &super::harness::Walk| walk.leaf_fill.len();
+    // Eight items of a sixteenth of a node in each leaf.
+    let before = leaves(&tree.apply_and_check(&puts((0..80).map(|n| (n, value(n, 990))))));
+    let most = (73..80).map(|n| (key(n), Change::Delete)).collect();
+    let walk = tree.apply_and_check(&most);
+    assert_eq!((before, leaves(&walk)), (10, 9));
+}
+
 /// Batches of one change, on badly filled nodes with large and small items, write no more than is
 /// reserved for them (the harness checks each).
 #[test]
@@ -89,6 +114,10 @@ fn a_small_change_writes_one_path() {
     let after = tree.apply_and_check(&puts([(17_000, value(1, 200))])).nodes;
     assert_eq!(after.difference(&before).count(), 3);
     assert_eq!(after.len(), before.len());
+    // Also at the end, behind a last leaf with little in it.
+    let before = after;
+    let after = tree.apply_and_check(&puts([(40_000, value(1, 200))])).nodes;
+    assert_eq!(after.difference(&before).count(), 3);
 }
 
 /// A subtree emptied at the right edge lets the tree sink to what is left.
@@ -158,9 +187,11 @@ fn bad_changes_are_refused() {
     assert!(run(vec![(key(2), put(MAX_VALUE + 1))]).is_err());
     let fails = ItemChange::update(|_| Err(FsError::NOT_PERMITTED));
     assert_eq!(run(vec![(key(2), fails)]).unwrap_err().errno(), libc::EPERM);
-    // Out of order far apart, beyond what is looked at together.
-    let mut long: Vec<_> = (0..1000).map(|n| (key(n), put(1))).collect();
-    long.push((key(998), put(1)));
-    assert!(run(long).is_err());
+    // Wherever the stream is cut for looking ahead.
+    for len in 100..300 {
+        let mut long: Vec<_> = (0..len).map(|n| (key(n), put(1))).collect();
+        long.push((key(len - 1), put(1)));
+        assert!(run(long).is_err(), "{len} changes");
+    }
     assert!(run(vec![(key(2), put(MAX_VALUE))]).is_ok());
 }
