@@ -1,0 +1,62 @@
+//! Where the tools meet the engine: opening devices, making and mounting volumes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use blockdev::{BlockDevice, Engine, FileDevice, OpenError, OpenOptions, Recorder};
+use fs_core::env::SystemEnv;
+use fs_core::{FormatOptions, MountOptions, Volume};
+
+use crate::options::Options;
+
+/// How long `mount` and `fsck` wait for a daemon that is still bringing the last changes home.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// Opens a volume's device, alone for writing or with others for reading, waiting [`DRAIN_TIME`] for
+/// a daemon that is about to let go of it.
+pub fn open_device(path: &Path, read_only: bool, engine: Engine) -> Result<FileDevice> {
+    let options = OpenOptions { read_only, engine, lock_timeout: DRAIN_TIME, ..OpenOptions::default() };
+    FileDevice::open(path, &options).map_err(|error| {
+        let in_use = matches!(error, OpenError::InUse { .. });
+        let error = anyhow::Error::new(error);
+        if in_use { error.context("the volume is mounted or in use; unmount it first") } else { error }
+    })
+}
+
+/// Opens the device and puts the recorder before it if `options` ask for it.
+pub fn open_for_mount(path: &Path, options: &Options) -> Result<Arc<dyn BlockDevice>> {
+    let device = open_device(path, options.read_only, options.engine)?;
+    if !device.capabilities().direct {
+        tracing::warn!("{} is on a file system without O_DIRECT: data is cached twice", path.display());
+    }
+    match &options.record {
+        None => Ok(Arc::new(device)),
+        Some(log) => {
+            let recorder =
+                Recorder::open(device, log).with_context(|| format!("cannot record to {}", log.display()))?;
+            Ok(Arc::new(recorder))
+        }
+    }
+}
+
+/// Mounts the volume on `device`: recovery happens here.
+pub fn mount(path: &Path, device: Arc<dyn BlockDevice>, options: &Options) -> Result<Arc<Volume>> {
+    let mut core = MountOptions { read_only: options.read_only, ..MountOptions::default() };
+    if let Some(bytes) = options.cache {
+        core.cache_bytes = bytes;
+    }
+    if let Some(age) = options.commit {
+        core.dirty_age_ns = age.as_nanos() as u64;
+    }
+    Volume::mount(device, core, Arc::new(SystemEnv))
+        .with_context(|| format!("cannot mount the volume on {}", path.display()))
+}
+
+/// Makes an empty volume on `device`.
+pub fn format(path: &Path, device: &dyn BlockDevice, options: &FormatOptions) -> Result<()> {
+    Volume::format(device, options, &SystemEnv)
+        .with_context(|| format!("cannot make a volume on {}", path.display()))?;
+    Ok(())
+}
