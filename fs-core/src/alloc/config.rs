@@ -19,6 +19,9 @@ pub struct Config {
     pub max_loaded_groups: u32,
     /// Runs remembered for [`take_discardable`](super::Allocator::take_discardable); 0 = none.
     pub discard_queue: usize,
+    /// Load the group of every freed run, to notice at once when free blocks are freed. Otherwise
+    /// it shows in groups that are not loaded only when a checkpoint changes their bits.
+    pub check_frees: bool,
 }
 
 impl Config {
@@ -34,6 +37,7 @@ impl Config {
             batch_blocks: batch,
             max_loaded_groups: 16384,
             discard_queue: 0,
+            check_frees: false,
         }
     }
 }

@@ -57,7 +57,7 @@ impl State {
 /// `Slot::free` when nobody has counted yet.
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
-/// What is remembered of every group that was ever looked at: 16 bytes.
+/// What is remembered of every group that was ever looked at: 24 bytes.
 ///
 /// State changes other than pins happen under the allocator's admin lock.
 pub(super) struct Slot {
@@ -65,13 +65,18 @@ pub(super) struct Slot {
     frame: AtomicU32,
     /// Free blocks: never less than there are while loaded; a guess or [`UNKNOWN`] while absent.
     pub free: AtomicU32,
+    /// Here and not with the bits, so that hopeless groups are passed over by looking at slots only.
+    pub hints: RunHints,
 }
 
 impl Default for Slot {
     fn default() -> Self {
-        Self { state: AtomicU64::new(0), frame: AtomicU32::new(0), free: AtomicU32::new(UNKNOWN) }
+        let (state, hints) = (AtomicU64::new(0), RunHints::new());
+        Self { state, frame: AtomicU32::new(0), free: AtomicU32::new(UNKNOWN), hints }
     }
 }
+
+const _: () = assert!(size_of::<Slot>() == 24);
 
 impl Slot {
     pub fn state(&self) -> State {
@@ -175,17 +180,14 @@ pub(super) struct Wanted {
     pub align: u32,
 }
 
-/// The bits of a loaded group.
-pub(super) struct Frame {
-    pub words: Words,
-    hints: RunHints,
+/// The bits of a loaded group, with what is known of them.
+#[derive(Clone, Copy)]
+pub(super) struct Frame<'a> {
+    pub words: &'a Words,
+    pub hints: &'a RunHints,
 }
 
-impl Frame {
-    pub fn new(words: usize) -> Self {
-        Self { words: Words::full(words), hints: RunHints::new() }
-    }
-
+impl Frame<'_> {
     /// Forgets what searches have found out; after bits were cleared.
     pub fn cleared(&self) {
         self.hints.reset();
@@ -272,25 +274,36 @@ fn whole_units(run: u32, wanted: Wanted) -> u32 {
 mod tests {
     use super::*;
 
-    fn frame(free: &[(u32, u32)]) -> Frame {
-        let frame = Frame::new(8);
-        for &(start, len) in free {
-            assert!(frame.words.clear(start, len));
+    struct Group {
+        words: Words,
+        hints: RunHints,
+    }
+
+    impl Group {
+        fn frame(&self) -> Frame<'_> {
+            Frame { words: &self.words, hints: &self.hints }
         }
-        frame
+    }
+
+    fn group(free: &[(u32, u32)]) -> Group {
+        let group = Group { words: Words::full(8), hints: RunHints::new() };
+        for &(start, len) in free {
+            assert!(group.words.clear(start, len));
+        }
+        group
     }
 
     fn wanted(from: u32, need: u32, want: u32, align: u32) -> Wanted {
         Wanted { from, need, want, align }
     }
 
-    fn alloc(frame: &Frame, w: Wanted) -> Option<(u32, u32)> {
-        frame.alloc(w, &Churn::default(), &mut 0)
+    fn alloc(group: &Group, w: Wanted) -> Option<(u32, u32)> {
+        group.frame().alloc(w, &Churn::default(), &mut 0)
     }
 
     #[test]
     fn takes_the_first_fit_and_wraps_around() {
-        let f = frame(&[(10, 5), (100, 200)]);
+        let f = group(&[(10, 5), (100, 200)]);
         assert_eq!(alloc(&f, wanted(50, 4, 4, 4)), Some((100, 4)));
         assert_eq!(alloc(&f, wanted(400, 4, 4, 1)), Some((10, 4)));
         assert_eq!(alloc(&f, wanted(400, 150, 150, 1)), Some((104, 150)));
@@ -298,17 +311,17 @@ mod tests {
 
     #[test]
     fn extends_to_what_is_wanted_in_whole_units() {
-        let f = frame(&[(100, 23)]);
+        let f = group(&[(100, 23)]);
         assert_eq!(alloc(&f, wanted(0, 4, 64, 4)), Some((100, 20)));
-        let f = frame(&[(100, 23)]);
+        let f = group(&[(100, 23)]);
         assert_eq!(alloc(&f, wanted(0, 4, 23, 4)), Some((100, 23)));
-        let f = frame(&[(100, 30)]);
+        let f = group(&[(100, 30)]);
         assert_eq!(alloc(&f, wanted(0, 4, 6, 4)), Some((100, 6)));
     }
 
     #[test]
     fn small_requests_fill_broken_units_first() {
-        let f = frame(&[(0, 64), (129, 3)]);
+        let f = group(&[(0, 64), (129, 3)]);
         assert_eq!(alloc(&f, wanted(0, 1, 1, 1)), Some((129, 1)));
         assert_eq!(alloc(&f, wanted(0, 2, 2, 1)), Some((130, 2)));
         assert_eq!(alloc(&f, wanted(0, 1, 1, 1)), Some((0, 1)));
@@ -317,35 +330,35 @@ mod tests {
 
     #[test]
     fn failed_searches_are_remembered_until_bits_clear() {
-        let f = frame(&[(1, 3), (9, 3)]);
+        let f = group(&[(1, 3), (9, 3)]);
         assert_eq!(alloc(&f, wanted(0, 4, 4, 4)), None);
         assert!(f.hints.read().hopeless(4, 4));
         assert!(f.hints.read().hopeless(8, 16), "larger and stricter fails too");
         assert!(!f.hints.read().hopeless(4, 1), "but not a looser one");
         assert!(!f.hints.read().hopeless(3, 4));
         assert!(f.words.clear(4, 5));
-        f.cleared();
+        f.frame().cleared();
         assert_eq!(alloc(&f, wanted(0, 4, 4, 4)), Some((4, 4)));
     }
 
     #[test]
     fn a_clear_during_the_search_voids_its_verdict() {
-        let f = frame(&[]);
+        let f = group(&[]);
         let before = f.hints.read();
-        f.cleared();
+        f.frame().cleared();
         f.hints.record(before, 1, 1);
         assert!(!f.hints.read().hopeless(32768, 64));
     }
 
     #[test]
     fn exact_claims() {
-        let f = frame(&[(100, 10)]);
+        let f = group(&[(100, 10)]);
         let churn = Churn::default();
-        assert_eq!(f.alloc_at(wanted(101, 1, 4, 4), &churn, &mut 0), None);
-        assert_eq!(f.alloc_at(wanted(96, 1, 4, 4), &churn, &mut 0), None);
-        assert_eq!(f.alloc_at(wanted(100, 4, 64, 4), &churn, &mut 0), Some(8));
-        assert_eq!(f.alloc_at(wanted(108, 1, 64, 1), &churn, &mut 0), Some(2));
-        assert_eq!(f.alloc_at(wanted(511, 1, 64, 1), &churn, &mut 0), None);
+        assert_eq!(f.frame().alloc_at(wanted(101, 1, 4, 4), &churn, &mut 0), None);
+        assert_eq!(f.frame().alloc_at(wanted(96, 1, 4, 4), &churn, &mut 0), None);
+        assert_eq!(f.frame().alloc_at(wanted(100, 4, 64, 4), &churn, &mut 0), Some(8));
+        assert_eq!(f.frame().alloc_at(wanted(108, 1, 64, 1), &churn, &mut 0), Some(2));
+        assert_eq!(f.frame().alloc_at(wanted(511, 1, 64, 1), &churn, &mut 0), None);
     }
 
     #[test]

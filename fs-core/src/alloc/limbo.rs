@@ -11,19 +11,23 @@ use crate::types::Lsn;
 /// Runs are cut at group borders by the caller.
 #[derive(Default)]
 pub(super) struct Limbo {
-    by_block: BTreeMap<u64, (u32, Lsn)>,
-    by_lsn: BTreeMap<(Lsn, u64), u32>,
+    by_block: BTreeMap<u64, u32>,
+    /// Length and I/O generation (see `gate`) by record and first block.
+    by_lsn: BTreeMap<(Lsn, u64), (u32, u64)>,
     /// Records up to here are known to be durable.
     durable: Lsn,
     /// The slowest follower has applied the records up to here.
     followers: Option<Lsn>,
+    /// No I/O in flight can touch what was freed in a generation before this one.
+    drained: u64,
 }
 
 impl Limbo {
-    /// Puts a run away that the record `lsn` frees. The caller has checked [`Self::intersects`].
-    pub fn insert(&mut self, start: u64, len: u32, lsn: Lsn) {
-        self.by_block.insert(start, (len, lsn));
-        self.by_lsn.insert((lsn, start), len);
+    /// Puts a run away that the record `lsn` frees, in an I/O generation. The caller has checked
+    /// [`Self::intersects`].
+    pub fn insert(&mut self, start: u64, len: u32, lsn: Lsn, generation: u64) {
+        self.by_block.insert(start, len);
+        self.by_lsn.insert((lsn, start), (len, generation));
     }
 
     /// Is a block of `range` in limbo?
@@ -33,15 +37,17 @@ impl Limbo {
 
     /// The runs that have a block in common with `range`, whole.
     pub fn overlaps(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let whole = |(&start, &(len, _)): (&u64, &(u32, Lsn))| start..start + len as u64;
+        let whole = |(&start, &len): (&u64, &u32)| start..start + len as u64;
         let before = self.by_block.range(..range.start).next_back().map(whole);
         let before = before.filter(|run| run.end > range.start);
         before.into_iter().chain(self.by_block.range(range).map(whole))
     }
 
-    /// Notes that all records up to `durable` are known to be durable. Never goes back.
-    pub fn advance(&mut self, durable: Lsn) {
+    /// Notes that all records up to `durable` are known to be durable, and that I/O on what was freed
+    /// before the generation `drained` has ended. Never goes back.
+    pub fn advance(&mut self, durable: Lsn, drained: u64) {
         self.durable = self.durable.max(durable);
+        self.drained = self.drained.max(drained);
     }
 
     /// Notes how far the slowest follower with a claim has come; `None` when there is none.
@@ -54,10 +60,11 @@ impl Limbo {
         let bound = self.followers.map_or(self.durable, |f| f.min(self.durable));
         let entry = self.by_lsn.first_entry()?;
         let (lsn, start) = *entry.key();
-        if lsn > bound {
+        let (len, generation) = *entry.get();
+        if lsn > bound || generation >= self.drained {
             return None;
         }
-        let len = entry.remove();
+        entry.remove();
         self.by_block.remove(&start);
         Some((start, len))
     }
@@ -74,35 +81,48 @@ mod tests {
     #[test]
     fn leaves_in_lsn_order_up_to_the_durable_one() {
         let mut limbo = Limbo::default();
-        limbo.insert(50, 4, Lsn(7));
-        limbo.insert(10, 4, Lsn(9));
-        limbo.insert(30, 4, Lsn(8));
+        limbo.insert(50, 4, Lsn(7), 0);
+        limbo.insert(10, 4, Lsn(9), 0);
+        limbo.insert(30, 4, Lsn(8), 0);
         assert_eq!(drain(&mut limbo), []);
-        limbo.advance(Lsn(8));
+        limbo.advance(Lsn(8), 1);
         assert_eq!(drain(&mut limbo), [(50, 4), (30, 4)]);
-        limbo.advance(Lsn(3));
+        limbo.advance(Lsn(3), 1);
         assert_eq!(drain(&mut limbo), []);
-        limbo.advance(Lsn(9));
+        limbo.advance(Lsn(9), 1);
         assert_eq!(drain(&mut limbo), [(10, 4)]);
     }
 
     #[test]
     fn waits_for_the_slowest_follower() {
         let mut limbo = Limbo::default();
-        limbo.insert(10, 1, Lsn(5));
-        limbo.insert(11, 1, Lsn(6));
+        limbo.insert(10, 1, Lsn(5), 0);
+        limbo.insert(11, 1, Lsn(6), 0);
         limbo.set_followers(Some(Lsn(5)));
-        limbo.advance(Lsn(6));
+        limbo.advance(Lsn(6), 1);
         assert_eq!(drain(&mut limbo), [(10, 1)]);
         limbo.set_followers(None);
         assert_eq!(drain(&mut limbo), [(11, 1)]);
     }
 
     #[test]
+    fn waits_for_io_in_flight() {
+        let mut limbo = Limbo::default();
+        limbo.insert(10, 1, Lsn(5), 3);
+        limbo.insert(11, 1, Lsn(6), 4);
+        limbo.advance(Lsn(6), 3);
+        assert_eq!(drain(&mut limbo), []);
+        limbo.advance(Lsn(6), 4);
+        assert_eq!(drain(&mut limbo), [(10, 1)]);
+        limbo.advance(Lsn(6), 5);
+        assert_eq!(drain(&mut limbo), [(11, 1)]);
+    }
+
+    #[test]
     fn knows_its_blocks() {
         let mut limbo = Limbo::default();
-        limbo.insert(10, 5, Lsn(1));
-        limbo.insert(20, 5, Lsn(2));
+        limbo.insert(10, 5, Lsn(1), 0);
+        limbo.insert(20, 5, Lsn(2), 0);
         assert!(limbo.intersects(14..15) && limbo.intersects(0..11) && limbo.intersects(12..13));
         assert!(!limbo.intersects(15..20) && !limbo.intersects(25..30) && !limbo.intersects(0..10));
         assert_eq!(limbo.overlaps(12..22).collect::<Vec<_>>(), [10..15, 20..25]);

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::geometry::Part;
 use super::group::{Frame, Kind, Slot, UNKNOWN};
-use super::words::spans;
+use super::words::{Words, spans};
 use super::{Admin, Allocator, GroupBits, search};
 use crate::error::{FsError, Result};
 use crate::types::GroupNr;
@@ -115,15 +115,16 @@ impl Allocator {
     fn give_frame<'a>(
         &'a self,
         admin: &mut Admin,
-        slot: &Slot,
+        slot: &'a Slot,
         bits: impl Iterator<Item = u64>,
-    ) -> &'a Frame {
+    ) -> Frame<'a> {
         let index = admin.free_frames.pop().unwrap_or_else(|| {
             admin.next_frame += 1;
             admin.next_frame - 1
         });
-        let frame = self.frames.entry(index as u64).get_or_init(|| Frame::new(self.base.group_words()));
-        frame.words.fill(bits);
+        let words = self.frames.entry(index as u64).get_or_init(|| Words::full(self.base.group_words()));
+        words.fill(bits);
+        let frame = Frame { words, hints: &slot.hints };
         frame.cleared();
         slot.set_frame(index);
         slot.set_kind(Kind::Loaded);
@@ -132,7 +133,7 @@ impl Allocator {
 
     /// The frame of a loaded or full group. The caller holds the admin lock and is about to clear
     /// bits there.
-    pub(super) fn live_frame<'a>(&'a self, admin: &mut Admin, slot: &Slot) -> Option<&'a Frame> {
+    pub(super) fn live_frame<'a>(&'a self, admin: &mut Admin, slot: &'a Slot) -> Option<Frame<'a>> {
         match slot.state().kind() {
             Kind::Loaded => self.frame_of(slot),
             Kind::Full => Some(self.give_frame(admin, slot, std::iter::repeat(!0))),
@@ -142,7 +143,7 @@ impl Allocator {
 
     /// Unloads full groups if too many are loaded. Looks at a bounded number of groups.
     pub(super) fn trim(&self) {
-        const LOOKS: u64 = 4096;
+        const LOOKS: u64 = 256;
         let mut admin = self.admin.lock();
         let len = self.reserved.len();
         for _ in 0..LOOKS.min(len) {

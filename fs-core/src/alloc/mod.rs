@@ -19,6 +19,7 @@
 //! recovery has found, then [`set_free`](Allocator::set_free), which opens the allocator.
 
 mod config;
+mod gate;
 mod geometry;
 mod group;
 mod hints;
@@ -45,6 +46,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Condvar, Mutex};
 
 pub use config::Config;
+pub use gate::IoGuard;
 pub use geometry::{Geometry, MAX_BLOCKS, MAX_GROUP_BLOCKS, MAX_GROUPS, MIN_GROUP_BLOCKS};
 pub use hold::{Hold, Purpose};
 pub use place::{Class, Request};
@@ -52,6 +54,7 @@ pub use stats::Stats;
 
 use crate::error::{FsError, Result};
 use crate::types::{BlockRun, GroupNr, Lsn};
+use gate::Gate;
 use geometry::Part;
 use group::{Churn, Frame, Slot};
 use hold::Space;
@@ -60,6 +63,7 @@ use reserved::Reserved;
 use runset::RunSet;
 use stats::Counters;
 use table::Segmented;
+use words::Words;
 
 /// Allocation bits of a group: one a block, lowest bit of the first word first, set = in use.
 pub type GroupBits = Box<[u64]>;
@@ -117,7 +121,7 @@ pub struct Allocator {
     loader: Arc<dyn GroupLoader>,
     slots: Segmented<Slot>,
     /// Frames are recycled, never freed, so a stale number is harmless.
-    frames: Segmented<OnceLock<Frame>>,
+    frames: Segmented<OnceLock<Words>>,
     reserved: Reserved,
     space: Arc<Space>,
     churn: Churn,
@@ -126,7 +130,10 @@ pub struct Allocator {
     /// A load has ended.
     loaded: Condvar,
     suggester: Mutex<reserve::Suggester>,
+    /// Blocks that came free in groups that are not reserved, ever.
+    unreserved_freed: AtomicU64,
     limbo_blocks: AtomicU64,
+    gate: Arc<Gate>,
     counters: Counters,
 }
 
@@ -168,7 +175,9 @@ impl Allocator {
             admin: Mutex::default(),
             loaded: Condvar::new(),
             suggester: Mutex::default(),
+            unreserved_freed: AtomicU64::new(0),
             limbo_blocks: AtomicU64::new(0),
+            gate: Arc::default(),
             counters: Counters::default(),
         })
     }
@@ -257,6 +266,7 @@ impl Allocator {
                 }
             }
             let fresh = total_blocks - group_end;
+            self.unreserved_freed.fetch_add(fresh, Ordering::SeqCst);
             self.space.freed(fresh);
             self.space.give(fresh);
             self.churn.changed();
@@ -265,11 +275,20 @@ impl Allocator {
     }
 
     /// Frees waiting for `durable` or less may be used again, as far as every follower has passed
-    /// them ([`Self::set_followers`]). Call when a *flushed* record or slot carries this durable LSN
-    /// (rule R1). Returns the number of blocks that became free. Never blocks on I/O.
+    /// them ([`Self::set_followers`]) and no I/O in flight is older ([`Self::io_guard`]); what has to
+    /// wait is looked at again with the next call, which may name the same LSN. Call when a
+    /// *flushed* record or slot carries this durable LSN (rule R1). Returns the number of blocks
+    /// that became free. Never blocks on I/O.
     pub fn publish(&self, durable: Lsn) -> Result<u64> {
-        self.admin.lock().limbo.advance(durable);
+        let drained = self.gate.advance();
+        self.admin.lock().limbo.advance(durable, drained);
         self.drain_limbo()
+    }
+
+    /// Keeps blocks that are freed from now on in limbo until the guard is dropped. Take it before
+    /// looking up where data is, and drop it when the I/O there has ended.
+    pub fn io_guard(&self) -> IoGuard {
+        self.gate.enter()
     }
 
     /// The slowest follower that has a claim on freed blocks has applied the records up to
@@ -293,7 +312,8 @@ impl Allocator {
     }
 
     /// The frame of a loaded group; the caller has a pin or the admin lock.
-    fn frame_of(&self, slot: &Slot) -> Option<&Frame> {
-        self.frames.get(slot.frame() as u64)?.get()
+    fn frame_of<'a>(&'a self, slot: &'a Slot) -> Option<Frame<'a>> {
+        let words = self.frames.get(slot.frame() as u64)?.get()?;
+        Some(Frame { words, hints: &slot.hints })
     }
 }

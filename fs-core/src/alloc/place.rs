@@ -136,11 +136,20 @@ impl Allocator {
 
     /// Finds a run for which space is claimed.
     fn place(&self, request: &Request, want: u32) -> Result<BlockRun, AllocError> {
+        // Before a large request is cut to pieces, fresh groups are asked for.
+        let coarse = (want / 16 / request.align * request.align).max(request.min);
         loop {
-            if let Some(run) = self.find(request, want) {
+            if let Some(run) = self.find(request, want, coarse) {
                 return Ok(run);
             }
-            let suggested = self.suggest(Some((request.min, request.align)))?;
+            let slack = if coarse > request.min { self.base.group_blocks as u64 } else { 0 };
+            let mut suggested = self.suggest((coarse, request.align), slack)?;
+            if suggested.is_empty() && coarse > request.min {
+                if let Some(run) = self.find(request, coarse, request.min) {
+                    return Ok(run);
+                }
+                suggested = self.suggest((request.min, request.align), 0)?;
+            }
             if suggested.is_empty() {
                 let enough = self.reserved.free() >= request.min as u64;
                 return Err(if enough { AllocError::Fragmented } else { self.full() });
@@ -156,13 +165,13 @@ impl Allocator {
 
     /// Searches until it succeeds or has failed without being disturbed. The number of tries is
     /// bounded because a long run may be nowhere while others free and allocate short ones.
-    fn find(&self, request: &Request, want: u32) -> Option<BlockRun> {
+    fn find(&self, request: &Request, want: u32, min: u32) -> Option<BlockRun> {
         const TRIES: usize = 16;
         let mut retries = 0;
         let mut run = None;
         for _ in 0..TRIES {
             let mark = self.churn.mark();
-            run = self.search(request, want, &mut retries);
+            run = self.search(request, want, min, &mut retries);
             if run.is_some() || self.churn.quiet_since(mark) {
                 break;
             }
@@ -175,15 +184,15 @@ impl Allocator {
         run
     }
 
-    /// Everywhere for all that is wanted, then for a quarter, and so on down to the least.
-    fn search(&self, request: &Request, want: u32, retries: &mut u64) -> Option<BlockRun> {
-        if self.reserved.free() < request.min as u64 {
+    /// Everywhere for all that is wanted, then for a quarter, and so on down to `min`.
+    fn search(&self, request: &Request, want: u32, min: u32, retries: &mut u64) -> Option<BlockRun> {
+        if self.reserved.free() < min as u64 {
             return None;
         }
         let goal = request.goal.and_then(|goal| self.reserved_place(goal));
         let wanted = Wanted { from: 0, need: want, want, align: request.align };
         if let Some((place, from)) = &goal {
-            let exact = Wanted { from: *from, need: request.min.max(want / 4), ..wanted };
+            let exact = Wanted { from: *from, need: min.max(want / 4), ..wanted };
             if let Some(run) = self.take_at(place, exact, retries) {
                 return Some(run);
             }
@@ -199,10 +208,10 @@ impl Allocator {
             if let Some(run) = self.scan(request, Wanted { need, ..wanted }, retries) {
                 return Some(run);
             }
-            if need == request.min {
+            if need == min {
                 return None;
             }
-            need = (need / 4 / request.align * request.align).max(request.min);
+            need = (need / 4 / request.align * request.align).max(min);
         }
     }
 
@@ -242,7 +251,7 @@ impl Allocator {
             let still = || place.slot.free.load(Ordering::SeqCst) == 0;
             self.reserved.exhausted(place.index as u64, still);
         }
-        if free < wanted.need {
+        if free < wanted.need || place.slot.hints.read().hopeless(wanted.need, wanted.align) {
             return None;
         }
         let _pin = place.slot.pin()?;

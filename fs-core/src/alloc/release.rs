@@ -15,18 +15,26 @@ const DRAIN_BATCH: usize = 256;
 
 impl Allocator {
     /// The record `lsn` frees this run. It is used again only after [`Self::publish`] with that LSN
-    /// or a later one. Call before the loader can see the free. No I/O of this node may touch the run any more when that happens. Errors:
-    /// the run is free already, in limbo, in quarantine, or outside the volume; nothing is freed
-    /// then. Never blocks on I/O.
+    /// or a later one. Call when new I/O cannot find the run any more (older I/O is waited for if
+    /// it holds an [`IoGuard`](super::IoGuard)), and before the loader can see the free. Errors: the
+    /// run is free already, in limbo, in quarantine, or outside the volume; nothing is freed then.
+    /// In a group that is not loaded, a free of free blocks is noticed only with
+    /// [`check_frees`](super::Config::check_frees), which may block on the loader; otherwise this
+    /// never blocks on I/O.
     pub fn free_deferred(&self, run: BlockRun, lsn: Lsn) -> Result<()> {
+        if self.config.check_frees {
+            self.geometry().check(run)?;
+            self.base.parts(run).try_for_each(|part| self.ensure_loaded(part.group))?;
+        }
         let mut admin = self.admin.lock();
         self.check_used(&admin, run)?;
         if mutants::active(Mutant::ReuseBeforePublish) {
             return self.base.parts(run).try_for_each(|part| self.clear_part(&mut admin, part));
         }
+        let generation = self.gate.generation();
         for part in self.base.parts(run) {
             let start = self.base.run(part.group, part.start, part.len).start;
-            admin.limbo.insert(start.0, part.len, lsn);
+            admin.limbo.insert(start.0, part.len, lsn, generation);
         }
         self.limbo_blocks.fetch_add(run.len as u64, Ordering::Relaxed);
         Ok(())
@@ -174,6 +182,9 @@ impl Allocator {
         }
         self.churn.changed();
         self.space.freed(part.len as u64);
+        if state.reserved().is_none() {
+            self.unreserved_freed.fetch_add(part.len as u64, Ordering::SeqCst);
+        }
         if !state.off_limits() {
             self.space.give(part.len as u64);
         }

@@ -19,7 +19,37 @@ pub(super) struct Suggester {
     /// Group after the last one suggested.
     next: u64,
     pending: Vec<GroupNr>,
+    barren: Vec<Barren>,
 }
+
+/// A round over the volume that has found no group with a run of `need`.
+struct Barren {
+    need: (u32, u32),
+    /// What [`Allocator::unreserved_freed`] was before: only such frees can change the answer.
+    freed: u64,
+    /// All groups could be looked at.
+    exact: bool,
+}
+
+impl Barren {
+    fn answers(&self, need: (u32, u32), freed: u64, slack: u64) -> bool {
+        let covers = self.need.0 <= need.0 && self.need.1 <= need.1;
+        covers && freed - self.freed <= slack && (self.exact || slack > 0)
+    }
+}
+
+impl Suggester {
+    fn forget_about(&mut self, barren: Barren) {
+        self.barren.retain(|b| b.need != barren.need);
+        self.barren.push(barren);
+        if self.barren.len() > MAX_BARREN {
+            self.barren.remove(0);
+        }
+    }
+}
+
+/// Rounds remembered.
+const MAX_BARREN: usize = 8;
 
 impl Allocator {
     /// The reservation of these groups is durable: allocate there from now on. Groups that are
@@ -66,7 +96,7 @@ impl Allocator {
         if self.reserved.free() >= self.config.low_water_blocks {
             return None;
         }
-        match self.suggest(None) {
+        match self.suggest((1, 1), 0) {
             Ok(groups) => (!groups.is_empty()).then_some(groups),
             Err(error) => {
                 tracing::warn!(%error, "cannot look for block groups to reserve");
@@ -104,6 +134,8 @@ impl Allocator {
             let slot = self.check_group(group)?;
             let _admin = self.admin.lock();
             self.set_off_limits(slot, |slot| slot.set_excluded(false));
+            let blocks = self.base.group_blocks as u64;
+            self.unreserved_freed.fetch_add(blocks, Ordering::SeqCst);
             self.churn.changed();
         }
         Ok(())
@@ -123,18 +155,28 @@ impl Allocator {
         }
     }
 
-    /// Groups worth reserving; with `need` = (blocks, alignment) only such that have that run.
-    pub(super) fn suggest(&self, need: Option<(u32, u32)>) -> Result<Vec<GroupNr>> {
+    /// Groups worth reserving, that have a run of `need` = (blocks, alignment). The answer "none" may
+    /// be out of date by `slack` blocks freed since.
+    pub(super) fn suggest(&self, need: (u32, u32), slack: u64) -> Result<Vec<GroupNr>> {
         let mut suggester = self.suggester.lock();
         suggester.pending.retain(|&g| reservable(self.slots.entry(g.0).state()));
         if suggester.pending.is_empty() {
-            self.collect(&mut suggester, need)?;
+            let freed = self.unreserved_freed.load(Ordering::SeqCst);
+            if suggester.barren.iter().any(|b| b.answers(need, freed, slack)) {
+                return Ok(Vec::new());
+            }
+            let result = self.collect(&mut suggester, need);
+            if suggester.pending.is_empty() {
+                suggester.forget_about(Barren { need, freed, exact: result.is_ok() });
+            }
+            // A coarse question is about quality only, which is not worth an error.
+            result.or_else(|error| if slack > 0 { Ok(()) } else { Err(error) })?;
         }
         Ok(suggester.pending.clone())
     }
 
     /// One round over the volume. Groups with less than a sixteenth free only if there is no other.
-    fn collect(&self, suggester: &mut Suggester, need: Option<(u32, u32)>) -> Result<()> {
+    fn collect(&self, suggester: &mut Suggester, need: (u32, u32)) -> Result<()> {
         let groups = self.geometry().groups();
         let (mut sum, mut last_resort, mut failure) = (0, Vec::new(), None);
         for step in 0..groups {
@@ -142,7 +184,7 @@ impl Allocator {
             if !reservable(self.state_of(group)) {
                 continue;
             }
-            let survey = match self.survey(group, need) {
+            let survey = match self.survey(group, Some(need).filter(|&need| need != (1, 1))) {
                 Ok(survey) => survey,
                 Err(error) => {
                     tracing::warn!(%group, %error, "block group cannot be used");

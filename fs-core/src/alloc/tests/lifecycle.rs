@@ -36,6 +36,32 @@ fn freed_blocks_wait_for_their_record() {
 }
 
 #[test]
+fn freed_blocks_wait_for_io_in_flight() {
+    let (a, _disk) = empty(1);
+    let run = a.alloc(&data(504, 504, 1), None).unwrap();
+    let reading = a.io_guard();
+    a.free_deferred(run, Lsn(1)).unwrap();
+    assert_eq!(a.publish(Lsn(1)).unwrap(), 0);
+    let later = a.io_guard();
+    drop(reading);
+    assert_eq!(a.publish(Lsn(1)).unwrap(), 504);
+    drop(later);
+}
+
+#[test]
+fn frees_can_be_checked_where_nothing_is_loaded() {
+    let disk = Disk::new(2048);
+    disk.set(run(600, 10), true);
+    let a = open(2048, Config { check_frees: true, ..config() }, &disk);
+    assert!(corrupt(a.free_deferred(run(605, 10), Lsn(1))));
+    assert!(corrupt(a.free_deferred(run(4000, 10), Lsn(1))));
+    a.free_deferred(run(600, 10), Lsn(1)).unwrap();
+    assert_eq!(a.publish(Lsn(1)).unwrap(), 10);
+    assert!(corrupt(a.free_deferred(run(600, 1), Lsn(2))));
+    assert_eq!(a.free_blocks(), 2040);
+}
+
+#[test]
 fn unwritten_blocks_return_at_once() {
     let (a, _disk) = empty(2);
     let run = a.alloc(&data(100, 100, 1), None).unwrap();

@@ -68,6 +68,7 @@ pub(super) fn config() -> Config {
         batch_blocks: GROUP as u64,
         max_loaded_groups: 1 << 20,
         discard_queue: 0,
+        check_frees: false,
     }
 }
 

@@ -60,6 +60,28 @@ fn only_groups_that_help_are_suggested() {
 }
 
 #[test]
+fn a_large_request_is_not_cut_to_pieces_while_there_are_fresh_groups() {
+    let disk = Disk::new(2048);
+    for unit in 2..384 {
+        disk.set(run(unit * 4, 4), unit % 2 == 0);
+    }
+    let a = open(2048, config(), &disk);
+    a.reserve_done(&[GroupNr(0), GroupNr(1)]).unwrap();
+    let large = data(256, 4, 4);
+    let groups = suggested(a.alloc(&large, None));
+    assert_eq!(groups, [GroupNr(3)], "the other one is no better than what there is");
+    assert_eq!(a.alloc(&data(16, 4, 4), None).unwrap().len, 4, "a small one takes what it gets");
+    a.reserve_done(&groups).unwrap();
+    assert_eq!(a.alloc(&large, None).unwrap().len, 256);
+    assert_eq!(a.alloc(&large, None).unwrap().len, 256);
+    let loads = disk.loads.load(Ordering::Relaxed);
+    for _ in 0..100 {
+        assert_eq!(a.alloc(&large, None).unwrap().len, 4);
+    }
+    assert!(disk.loads.load(Ordering::Relaxed) <= loads + 1, "the vain hunt is not repeated");
+}
+
+#[test]
 fn nearly_full_groups_are_the_last_resort() {
     let disk = Disk::new(2048);
     disk.set(run(8, 2000), true);
