@@ -27,10 +27,10 @@ impl Guard {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         actions().push((id, Box::new(action)));
         if STOPPING.load(Ordering::SeqCst) {
-            // The interrupt's sweep may have missed this one: undo it here, and let the process end.
+            // The interrupt's sweep may have missed this one.
             run_all();
-            park_forever();
         }
+        yield_to_interrupt();
         Self { id }
     }
 
@@ -43,6 +43,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        yield_to_interrupt();
         if let Some(action) = take(self.id) {
             action();
         }
@@ -80,8 +81,9 @@ fn run_all() {
     }
 }
 
-fn park_forever() -> ! {
-    loop {
+/// Does not return if an interrupt is cleaning up: its order is the right one, and it ends the process.
+pub fn yield_to_interrupt() {
+    while STOPPING.load(Ordering::SeqCst) {
         std::thread::park();
     }
 }

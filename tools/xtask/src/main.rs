@@ -52,6 +52,7 @@ enum Command {
 fn main() {
     cleanup::install_signal_handler();
     let outcome = run(Cli::parse().command);
+    cleanup::yield_to_interrupt();
     if let Err(error) = outcome {
         eprintln!("error: {error:#}");
         std::process::exit(1);
