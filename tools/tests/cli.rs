@@ -1,0 +1,254 @@
+//! The `dbfs` command from outside: what it does, what it says, how it exits.
+//!
+//! Needs root and /dev/fuse.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+fn dbfs(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_dbfs"));
+    c.args(args).stdin(Stdio::null());
+    c
+}
+
+/// A volume in an image file and a place to mount it.
+struct Volume {
+    dir: tempfile::TempDir,
+}
+
+impl Volume {
+    fn new() -> Self {
+        let v = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(v.mnt()).unwrap();
+        v
+    }
+
+    fn made() -> Self {
+        let v = Self::new();
+        v.ok(&["mkfs", "--size", "64M", "IMAGE"]);
+        v
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("volume.img")
+    }
+
+    fn mnt(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The command with IMAGE, MNT and LOG replaced.
+    fn command(&self, args: &[&str]) -> Command {
+        let (image, mnt) = (self.image(), self.mnt());
+        let log = format!("log={}", self.dir.path().join("log").display());
+        let place = |a: &&str| match *a {
+            "IMAGE" => image.to_str().unwrap().to_owned(),
+            "MNT" => mnt.to_str().unwrap().to_owned(),
+            "LOG" => log.clone(),
+            other => other.to_owned(),
+        };
+        let args: Vec<String> = args.iter().map(place).collect();
+        dbfs(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String) {
+        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
+        let text = [stdout, stderr].concat();
+        (status.code().expect("not killed"), String::from_utf8(text).unwrap())
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let (code, text) = self.run(args);
+        assert_eq!(code, 0, "{args:?}: {text}\n{}", self.log());
+        text
+    }
+
+    /// Expects an exit code and the words in the message.
+    fn fails(&self, args: &[&str], wanted: i32, words: &[&str]) {
+        let (code, text) = self.run(args);
+        assert_eq!(code, wanted, "{args:?}: {text}");
+        for word in words {
+            assert!(text.contains(word), "{word:?} is missing in: {text}");
+        }
+    }
+
+    /// A daemon in the foreground, once it is mounted.
+    fn foreground(&self) -> Child {
+        let mut child =
+            self.command(&["mount", "--foreground", "-o", "LOG", "IMAGE", "MNT"]).spawn().unwrap();
+        while !is_mounted(&self.mnt()) {
+            assert_eq!(child.try_wait().unwrap(), None, "{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if is_mounted(&self.mnt()) {
+            let _ = self.command(&["umount", "--force", "MNT"]).status();
+        }
+    }
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    table.lines().any(|l| l.split(' ').nth(1) == dir.to_str())
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").arg(name).arg(child.id().to_string()).status().unwrap().success());
+}
+
+#[test]
+fn an_image_is_made_sparse_and_never_by_accident() {
+    let v = Volume::new();
+    v.fails(&["mkfs", "IMAGE"], 1, &["does not exist", "--size"]);
+    assert!(!v.image().exists());
+    v.fails(&["mkfs", "--size", "1M", "IMAGE"], 1, &["too small"]);
+    assert!(!v.image().exists(), "what was created for nothing is removed");
+    let text = v.ok(&["mkfs", "--size", "1T", "--page-size", "8K", "--label", "big", "IMAGE"]);
+    assert!(text.contains("1 TiB") && text.contains("8 KiB"), "{text}");
+    let meta = fs::metadata(v.image()).unwrap();
+    assert_eq!(meta.len(), 1 << 40);
+    assert!(meta.blocks() * 512 < 1 << 30);
+    v.fails(&["mkfs", "IMAGE"], 1, &["dbfs", "--force"]);
+    v.fails(&["mkfs", "--force", "--size", "2T", "IMAGE"], 1, &["1 TiB", "--size"]);
+    v.ok(&["mkfs", "--force", "IMAGE"]);
+}
+
+#[test]
+fn a_file_system_is_not_overwritten() {
+    let v = Volume::new();
+    let file = File::create(v.image()).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(b"XFSB", 0).unwrap();
+    v.fails(&["mkfs", "IMAGE"], 1, &["XFS", "--force"]);
+    let mut start = [0; 4];
+    File::open(v.image()).unwrap().read_exact_at(&mut start, 0).unwrap();
+    assert_eq!(&start, b"XFSB");
+    v.ok(&["mkfs", "--force", "IMAGE"]);
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn a_mounted_volume_is_left_alone_by_others() {
+    let v = Volume::made();
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    fs::write(v.mnt().join("f"), b"precious").unwrap();
+    v.fails(&["mkfs", "IMAGE"], 1, &["in use", "dbfs"]);
+    v.fails(&["mkfs", "--force", "IMAGE"], 1, &["locked"]);
+    assert_eq!(fs::read(v.mnt().join("f")).unwrap(), b"precious");
+    v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn what_was_written_is_there_after_umount_and_mount() {
+    let v = Volume::made();
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    let data: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+    fs::write(v.mnt().join("f"), &data).unwrap();
+    fs::create_dir(v.mnt().join("d")).unwrap();
+    v.ok(&["umount", "MNT"]);
+    assert!(!is_mounted(&v.mnt()));
+    // Nobody writes to the volume any more, and all of it is there: a copy is as good.
+    fs::copy(v.image(), v.image().with_extension("copy")).unwrap();
+    fs::rename(v.image().with_extension("copy"), v.image()).unwrap();
+    v.ok(&["mount", "-o", "LOG", "-o", "ro", "IMAGE", "MNT"]);
+    assert_eq!(fs::read(v.mnt().join("f")).unwrap(), data);
+    assert!(v.mnt().join("d").is_dir());
+    let refused = fs::write(v.mnt().join("g"), b"").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn sigterm_and_sigint_end_the_mount_cleanly() {
+    let v = Volume::made();
+    for (i, name) in ["-TERM", "-INT"].into_iter().enumerate() {
+        let mut daemon = v.foreground();
+        fs::write(v.mnt().join(format!("f{i}")), name).unwrap();
+        signal(&daemon, name);
+        assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", v.log());
+        assert!(!is_mounted(&v.mnt()));
+    }
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    assert_eq!(fs::read(v.mnt().join("f1")).unwrap(), b"-INT");
+    v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn after_kill_9_the_dead_mount_makes_way() {
+    let v = Volume::made();
+    let mut daemon = v.foreground();
+    let f = File::create(v.mnt().join("synced")).unwrap();
+    f.write_all_at(b"kept", 0).unwrap();
+    f.sync_all().unwrap();
+    drop(f);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert!(is_mounted(&v.mnt()));
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    assert_eq!(fs::read(v.mnt().join("synced")).unwrap(), b"kept");
+    v.ok(&["umount", "MNT"]);
+    assert!(!is_mounted(&v.mnt()));
+    // And umount by itself takes a dead mount away.
+    let mut daemon = v.foreground();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    v.ok(&["umount", "MNT"]);
+    assert!(!is_mounted(&v.mnt()));
+}
+
+#[test]
+fn a_busy_mount_is_not_taken_from_its_users_unless_forced() {
+    let v = Volume::made();
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    let f = OpenOptions::new().create(true).truncate(false).write(true).open(v.mnt().join("f")).unwrap();
+    v.fails(&["umount", "MNT"], 32, &["in use", "--force"]);
+    f.write_all_at(b"x", 0).unwrap();
+    v.ok(&["umount", "--force", "MNT"]);
+    assert!(f.write_all_at(b"y", 0).is_err());
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    assert_eq!(fs::read(v.mnt().join("f")).unwrap(), b"x");
+    v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn errors_reach_the_user_of_a_daemon() {
+    let v = Volume::new();
+    v.fails(&["mount", "IMAGE", "MNT"], 32, &["volume.img", "cannot find"]);
+    File::create(v.image()).unwrap().set_len(64 << 20).unwrap();
+    v.fails(&["mount", "IMAGE", "MNT"], 32, &["volume.img", "not a dbfs volume"]);
+    v.fails(&["mount", "IMAGE", "IMAGE"], 32, &["not a directory"]);
+    v.fails(&["mount", "IMAGE", "nowhere"], 32, &["nowhere"]);
+    v.fails(&["mount", "-o", "ro,frobnicate", "IMAGE", "MNT"], 1, &["frobnicate"]);
+    v.fails(&["mount", "IMAGE"], 1, &["DIR"]);
+    v.fails(&["umount", "MNT"], 32, &["no dbfs volume is mounted"]);
+    v.fails(&["mkfs", "--page-size", "5K", "IMAGE"], 1, &["5K", "16K"]);
+    v.fails(&["frob"], 2, &["frob"]);
+    assert!(!is_mounted(&v.mnt()));
+}
+
+#[test]
+fn recording_and_other_options() {
+    let v = Volume::made();
+    let log = v.dir.path().join("recorded");
+    let options = format!("record={},engine=pread,cache=8M,threads=2,commit=0.1,cached_opens", log.display());
+    v.ok(&["mount", "-o", "LOG", "-o", &options, "IMAGE", "MNT"]);
+    let before = fs::metadata(&log).unwrap().len();
+    let f = File::create(v.mnt().join("f")).unwrap();
+    f.write_all_at(&[7; 100_000], 0).unwrap();
+    f.sync_all().unwrap();
+    assert!(fs::metadata(&log).unwrap().len() >= before + 100_000);
+    drop(f);
+    v.ok(&["umount", "MNT"]);
+}
