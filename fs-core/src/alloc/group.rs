@@ -362,6 +362,26 @@ mod tests {
     }
 
     #[test]
+    fn a_search_disturbed_by_others_is_not_trusted() {
+        let churn = Churn::default();
+        let mark = churn.mark();
+        assert!(churn.quiet_since(mark));
+        churn.claiming.fetch_add(1, Ordering::SeqCst);
+        assert!(!churn.quiet_since(mark), "a claim that may be rolled back is under way");
+        churn.claiming.fetch_sub(1, Ordering::SeqCst);
+        assert!(churn.quiet_since(mark));
+
+        let f = group(&[(60, 20)]);
+        assert!(!f.frame().claim(50, 30, &churn, &mut 0));
+        assert!(churn.quiet_since(mark), "nothing was changed");
+        assert!(!f.frame().claim(60, 30, &churn, &mut 0));
+        assert!(!churn.quiet_since(mark), "bits were set for a moment");
+        let mark = churn.mark();
+        assert!(f.frame().claim(60, 20, &churn, &mut 0));
+        assert!(churn.quiet_since(mark), "a claim that succeeds takes nothing that a search could get");
+    }
+
+    #[test]
     fn slots_keep_state_and_pins_apart() {
         let slot = Slot::default();
         assert!(slot.pin().is_none());

@@ -66,9 +66,12 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::tests::cases;
     use super::*;
 
     proptest! {
+        #![proptest_config(cases(300))]
+
         #[test]
         fn behaves_as_a_set(ops in proptest::collection::vec((any::<bool>(), 0u64..60, 1u64..20), 1..60)) {
             let mut set = RunSet::default();

@@ -104,6 +104,7 @@ fn aligned(base: u32, align: u32) -> u64 {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::tests::cases;
     use super::*;
 
     fn naive(words: &[u64], from: u32, n: u32, align: u32) -> Option<u32> {
@@ -126,7 +127,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(cases(2000))]
 
         #[test]
         fn find_is_first_fit(words in words(), from in 0u32..512, n in 1u32..300, align in 0u32..9) {

@@ -12,10 +12,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 
 use super::group::Kind;
 use super::*;
 use crate::types::{BlockNr, BlockRun, GroupNr};
+
+/// A fixed seed: the same cases in every run.
+pub(super) fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(0xa110c),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
 
 pub(super) const GROUP: u32 = 512;
 

@@ -266,7 +266,7 @@ fn used() -> impl Strategy<Value = Vec<(u64, u32)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn agrees_with_the_model(used in used(), ops in ops()) {
