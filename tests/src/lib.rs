@@ -2,8 +2,12 @@
 
 pub mod clock;
 pub mod crash;
+#[cfg(any())]
+pub mod faults;
+pub mod machine;
 pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod run;
+pub mod runner;
 pub mod subjects;

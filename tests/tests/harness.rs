@@ -75,3 +75,46 @@ fn a_stale_tail_is_found() {
 fn a_wrong_link_count_is_found() {
     is_found(Flaw::WrongLinkCount, "nlink");
 }
+
+mod state_machine {
+    use dbfs_tests::machine::Machine;
+    use dbfs_tests::ops::Op;
+    use dbfs_tests::subjects::{Flaw, StandIn, set_flaw};
+    use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestError, TestRunner};
+    use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
+
+    type Machines = Machine<StandIn>;
+
+    /// Runs histories of 200 operations; the operations of the shrunk failure, if one fails.
+    fn run(flaw: Flaw, cases: u32) -> Option<Vec<Op>> {
+        set_flaw(flaw);
+        let config = Config {
+            cases,
+            rng_seed: RngSeed::Fixed(1),
+            failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+            max_shrink_iters: 300,
+            ..Config::default()
+        };
+        let strategy = <Machines as StateMachineTest>::Reference::sequential_strategy(200..210);
+        let outcome = TestRunner::new(config.clone()).run(&strategy, |(state, ops, seen)| {
+            Machines::test_sequential(config.clone(), state, ops, seen);
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => None,
+            Err(TestError::Fail(_, (_, ops, _))) => Some(ops),
+            Err(TestError::Abort(reason)) => panic!("{reason}"),
+        }
+    }
+
+    #[test]
+    fn passes_a_correct_file_system() {
+        assert_eq!(run(Flaw::None, 20), None);
+    }
+
+    #[test]
+    fn shrinks_a_failure() {
+        let ops = run(Flaw::WrongLinkCount, 50).expect("a flaw is found");
+        assert!(ops.len() < 60, "{} operations are left", ops.len());
+    }
+}

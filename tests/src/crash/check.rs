@@ -10,7 +10,7 @@ use super::data::FileCheck;
 use super::expect::Expectation;
 use crate::fail_with;
 use crate::model::{Body, Content, Node, State};
-use crate::run::{Failure, InoMap, Tree, read_file};
+use crate::run::{Failure, InoMap, Reached, Tree, read_file};
 
 /// What was found, as the start of another run.
 #[derive(Debug)]
@@ -102,6 +102,24 @@ fn check_gone(fs: &dyn FsOps, tree: &Tree, expect: &Expectation) -> Result<(), F
         }
     }
     Ok(())
+}
+
+/// The model's state for what users see of `fs`, whose names are `tree`. A file that cannot be read
+/// counts as what it last was.
+pub fn read_state(fs: &dyn FsOps, tree: &Tree, expect: &Expectation) -> (State, InoMap) {
+    let last = &expect.states[expect.last()];
+    let regular = tree.nodes.iter().filter(|(_, n)| n.attr.kind == FileType::Regular);
+    let read = |(ino, node): (&Ino, &Reached)| {
+        let known = || {
+            let content = last.get(expect.inos.model(*ino)?)?.content()?;
+            let mut bytes = vec![0; content.size() as usize];
+            content.copy_to(0, &mut bytes);
+            Some(bytes)
+        };
+        let bytes = read_file(fs, *ino, node.attr.size).ok().or_else(known);
+        (*ino, bytes.unwrap_or_default())
+    };
+    adopt(tree, regular.map(read).collect(), expect)
 }
 
 /// The model's state for what was found.

@@ -10,7 +10,7 @@ use super::expect::Expectation;
 use crate::clock::Clock;
 use crate::fail_with;
 use crate::model::State;
-use crate::ops::{Generator, Maintenance, Op};
+use crate::ops::{Generator, Op};
 use crate::rng::Rng;
 use crate::run::{Config, Failure, InoMap, Lockstep, Promise, Subject};
 
@@ -98,8 +98,13 @@ impl<S: Subject> History<S> {
         let end = live.subject().seq();
         let records = live.records();
         let interesting = live.subject().interesting_cuts();
-        match rng.below(6) {
-            0 | 1 if !interesting.is_empty() => (*rng.pick(&interesting) + rng.below(6)).min(end),
+        let checkpoints = live.subject().checkpoints();
+        match rng.below(7) {
+            0 if !interesting.is_empty() => (*rng.pick(&interesting) + rng.below(6)).min(end),
+            1 | 6 if !checkpoints.is_empty() => {
+                let within = rng.pick(&checkpoints);
+                rng.between(within.start, within.end)
+            }
             2 => {
                 // Right after an acknowledgement: the promise was only just made.
                 let acked: Vec<u64> =
@@ -199,9 +204,11 @@ impl<S: Subject> History<S> {
 }
 
 fn note_where<S: Subject>(live: &Lockstep<S>, cut: u64, coverage: &mut Coverage) {
+    if live.subject().checkpoints().iter().any(|c| c.start < cut && cut < c.end) {
+        coverage.add("checkpoint cut in half", 1);
+    }
     let within = live.records().iter().find(|r| r.before < cut && cut < r.after);
     match within.map(|r| &r.op) {
-        Some(Op::Maintain(Maintenance::Checkpoint)) => coverage.add("cut within a checkpoint operation", 1),
         Some(Op::Remount) => coverage.add("cut within a clean remount", 1),
         Some(_) => coverage.add("cut within another operation", 1),
         None => coverage.add("cut between operations", 1),

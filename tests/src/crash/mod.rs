@@ -7,7 +7,7 @@ mod expect;
 mod history;
 mod shrink;
 
-pub use check::{Recovered, check};
+pub use check::{Recovered, check, read_state};
 pub use coverage::Coverage;
 pub use expect::Expectation;
 pub use history::{History, Plan};

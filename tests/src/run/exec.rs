@@ -103,7 +103,7 @@ impl<S: Subject> Lockstep<S> {
             }
             Op::Statfs => self.statfs(),
             Op::Maintain(work) => {
-                self.subject().maintain(work).map_err(|e| Failure::new(format!("failed: {e}")))?;
+                self.subject().maintain(work).map_err(|e| Failure::refused(&e))?;
                 Ok(Step::NOTHING)
             }
             Op::Remount => Ok(Step::promise(self.remount()?)),

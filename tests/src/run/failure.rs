@@ -7,12 +7,25 @@ use std::fmt;
 pub struct Failure {
     what: String,
     context: Vec<String>,
+    refused: Option<i32>,
 }
 
 impl Failure {
     /// A failure described by `what`.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), context: Vec::new() }
+        Self { what: what.into(), context: Vec::new(), refused: None }
+    }
+
+    /// An operation that should have succeeded failed with `error`.
+    pub fn refused(error: &fs_core::FsError) -> Self {
+        let what = format!("failed with \"{error}\", should succeed");
+        Self { what, context: Vec::new(), refused: Some(error.errno()) }
+    }
+
+    /// The errno, if an operation that should have succeeded failed in a way that a failing device
+    /// explains; the file system told the truth then.
+    pub fn device_refusal(&self) -> Option<i32> {
+        self.refused.filter(|e| [libc::EIO, libc::ENOSPC, libc::EROFS].contains(e))
     }
 
     /// Adds where it happened (outermost last).

@@ -6,7 +6,6 @@ use fs_core::Ino;
 use fs_core::api::{FsOps, IoFlags};
 
 use super::compare::same_attr;
-use super::exec::Step;
 use super::failure::Failure;
 use super::inos::InoMap;
 use super::record::{Promise, Record};
@@ -81,18 +80,21 @@ impl<S: Subject> Lockstep<S> {
         &self.inos
     }
 
-    /// Runs one operation on both and compares.
+    /// Runs one operation on both and compares. A failed one is recorded too; it promises nothing.
     pub fn step(&mut self, op: &Op) -> Result<(), Failure> {
         // Every operation has its own time, so that a mixed-up timestamp shows.
         self.clock.advance(1_000_000);
         let before = self.subject().seq();
         let number = self.records.len();
-        let told = |f: Failure| f.within(format!("operation {number}: {op:?}"));
-        let Step { promise, atomic } = self.execute(op).map_err(told)?;
-        let after = self.subject().seq();
+        let outcome = self.execute(op);
+        let after = self.subject.as_ref().map_or(before, Subject::seq);
+        let (promise, atomic) = match &outcome {
+            Ok(step) => (step.promise.clone(), step.atomic.clone()),
+            Err(_) => (Promise::None, None),
+        };
         self.records.push(Record { op: op.clone(), before, after, promise, atomic });
         self.states.push(self.model.snapshot());
-        Ok(())
+        outcome.map(|_| ()).map_err(|f| f.within(format!("operation {number}: {op:?}")))
     }
 
     /// Unmounts and mounts both.

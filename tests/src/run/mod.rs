@@ -14,4 +14,4 @@ pub use inos::InoMap;
 pub use lockstep::{Lockstep, read_file};
 pub use record::{AtomicWrite, Promise, Record};
 pub use subject::{Config, Subject};
-pub use tree::Tree;
+pub use tree::{Reached, Tree};

@@ -61,8 +61,11 @@ pub trait Subject: Sized {
     /// What is on the medium now.
     fn current(&self) -> Self::Medium;
 
-    /// Sequence numbers that are interesting to cut at (within checkpoints and commits).
+    /// Sequence numbers that are interesting to cut at (around flushes).
     fn interesting_cuts(&self) -> Vec<u64>;
+
+    /// Sequence numbers of the checkpoints, from the first event to behind the last.
+    fn checkpoints(&self) -> Vec<std::ops::Range<u64>>;
 
     /// Problems that fsck finds on the medium.
     fn fsck(medium: &Self::Medium) -> Result<Vec<String>, String>;

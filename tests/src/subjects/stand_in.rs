@@ -150,6 +150,10 @@ impl Subject for StandIn {
         Vec::new()
     }
 
+    fn checkpoints(&self) -> Vec<std::ops::Range<u64>> {
+        Vec::new()
+    }
+
     fn fsck(_medium: &State) -> std::result::Result<Vec<String>, String> {
         Ok(Vec::new())
     }
