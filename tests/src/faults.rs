@@ -143,7 +143,7 @@ impl Workload {
         let clock = self.clock();
         let engine =
             Engine::mount(image, &self.config, &clock, salt).map_err(told("mount after the fault"))?;
-        bind(&Tree::read(engine.fs())?, &mut expect);
+        expect.bind_new(&Tree::read(engine.fs())?);
         check(engine.fs(), &expect).map_err(|f| f.within("check after the fault"))?;
         use_it(engine.fs()).map_err(told("use after the fault"))?;
         engine.shutdown().map_err(told("shutdown after the fault"))?;
@@ -188,7 +188,7 @@ fn note(expect: &mut Expectation, result: fs_core::Result<()>, promise: Promise)
 /// Appends the state that users see: whether the failed operation has happened is seen only here.
 fn see(fs: &dyn FsOps, expect: &mut Expectation) -> Result<(), Failure> {
     let tree = Tree::read(fs).map_err(|f| f.within("walk after the fault"))?;
-    bind(&tree, expect);
+    expect.bind_new(&tree);
     let last = expect.last();
     let fits = |i: usize| tree.difference(&expect.states[i], |ino| expect.inos.subject(ino));
     if let (Some(text), Some(_)) = (fits(last), fits(last.saturating_sub(1))) {
@@ -200,16 +200,4 @@ fn see(fs: &dyn FsOps, expect: &mut Expectation) -> Result<(), Failure> {
     expect.records.push(Record { op: Op::Statfs, before: 0, after: 0, promise: Promise::None, atomic: None });
     expect.acked = expect.records.len();
     Ok(())
-}
-
-/// If the failed operation made an inode, finds out its number.
-fn bind(tree: &Tree, expect: &mut Expectation) {
-    let unknown: Vec<Ino> =
-        tree.nodes.keys().copied().filter(|ino| expect.inos.model(*ino).is_none()).collect();
-    let known: Vec<Ino> = expect.inos.pairs().map(|(model, _)| model).collect();
-    let made: Vec<Ino> =
-        expect.states.iter().flat_map(|s| s.nodes().keys().copied()).filter(|i| !known.contains(i)).collect();
-    if let (Some(model), [subject]) = (made.last(), unknown.as_slice()) {
-        expect.inos.insert(*model, *subject);
-    }
 }

@@ -1,12 +1,13 @@
 //! What a power cut at one moment of a run may leave.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use fs_core::Ino;
 
 use crate::model::{Node, State};
-use crate::run::{InoMap, Lockstep, Promise, Record, Subject};
+use crate::run::{InoMap, Lockstep, Promise, Record, Subject, Tree};
 
 /// Everything needed to judge what is recovered after a cut. State `i` is the one after `i`
 /// operations.
@@ -46,6 +47,18 @@ impl Expectation {
             acked,
             inos: run.inos().clone(),
             page,
+        }
+    }
+
+    /// If an operation that failed has made an inode nevertheless, finds out its number.
+    pub fn bind_new(&mut self, tree: &Tree) {
+        let unknown: Vec<Ino> =
+            tree.nodes.keys().copied().filter(|ino| self.inos.model(*ino).is_none()).collect();
+        let known: BTreeSet<Ino> = self.inos.pairs().map(|(model, _)| model).collect();
+        let all = self.states.iter().flat_map(|s| s.nodes().keys().copied());
+        let made = all.rev().find(|ino| !known.contains(ino));
+        if let (Some(model), [subject]) = (made, unknown.as_slice()) {
+            self.inos.insert(model, *subject);
         }
     }
 

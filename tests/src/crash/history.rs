@@ -12,7 +12,7 @@ use crate::fail_with;
 use crate::model::State;
 use crate::ops::{Generator, Op};
 use crate::rng::Rng;
-use crate::run::{Config, Failure, InoMap, Lockstep, Promise, Subject};
+use crate::run::{Config, Failure, InoMap, Lockstep, Promise, Subject, Tree};
 
 /// What a history consists of.
 #[derive(Clone, Debug)]
@@ -89,13 +89,16 @@ impl<S: Subject> History<S> {
                 .map_err(|f| f.within(format!("power cut {number}, at device event {cut}, seed {seed}")))?;
         }
         self.live.subject().cover(&mut self.coverage);
-        self.check_clean_end()?;
         self.coverage.add("histories", 1);
-        Ok(self.coverage)
+        if rng.one_in(2) { self.killed(&mut rng) } else { self.clean_end() }
     }
 
     fn choose_cut(&self, live: &Lockstep<S>, rng: &mut Rng) -> u64 {
         let end = live.subject().seq();
+        self.any_cut(live, end, rng).clamp(live.base(), end)
+    }
+
+    fn any_cut(&self, live: &Lockstep<S>, end: u64, rng: &mut Rng) -> u64 {
         let records = live.records();
         let interesting = live.subject().interesting_cuts();
         let checkpoints = live.subject().checkpoints();
@@ -121,7 +124,7 @@ impl<S: Subject> History<S> {
                     }
                 }
             }
-            _ => rng.below(end + 1),
+            _ => rng.between(live.base(), end),
         }
     }
 
@@ -195,12 +198,69 @@ impl<S: Subject> History<S> {
             .map_err(|e| Failure::new(format!("mount after a power cut: {e}")))
     }
 
-    fn check_clean_end(&self) -> Result<(), Failure> {
+    fn clean_end(self) -> Result<Coverage, Failure> {
         if let Err(e) = self.live.subject().shutdown() {
             fail_with!("shutdown: {e}");
         }
-        fsck::<S>(&self.live.subject().current(), "after a clean end")
+        fsck::<S>(&self.live.subject().current(), "after a clean end")?;
+        Ok(self.coverage)
     }
+
+    /// The process is killed, perhaps with writes in flight; another one takes over the device,
+    /// lives on it while the old writes land, and then the power is cut.
+    fn killed(self, rng: &mut Rng) -> Result<Coverage, Failure> {
+        let Self { config, clock, mut live, mut coverage } = self;
+        let mut generator = Generator::new(rng.next_u64(), config.page, config.profile);
+        let hangs = rng.one_in(2);
+        if hangs {
+            live.subject().stall_after(rng.below(40));
+            coverage.add("kills with writes in flight", 1);
+            run_until_stalled(&mut live, &mut generator)?;
+        }
+        let told = |f: Failure| f.within("take-over after a kill");
+        let mut expect = Expectation::at(&live, u64::MAX, config.page);
+        let writes = live.last_write();
+        let exclusive = rng.one_in(2);
+        let subject = live.into_subject().take_over(exclusive).map_err(|e| told(Failure::new(e)))?;
+        expect.bind_new(&Tree::read(subject.fs()).map_err(told)?);
+        let recovered = check(subject.fs(), &expect).map_err(told)?;
+        let mut live = Lockstep::new(subject, recovered.state, recovered.inos, &clock).durable_from_now();
+        live.number_writes_from(writes + 1000);
+        for _ in 0..AFTERLIFE {
+            if rng.one_in(4) {
+                let landed = live.subject().land_late(rng.below(4) as usize);
+                coverage.add("writes that landed after a take-over", landed as u64);
+            }
+            live.step(&generator.op()).map_err(told)?;
+        }
+        live.compare_all().map_err(told)?;
+        coverage.add("kills", 1);
+        let history = Self { config, clock, live, coverage };
+        let cut = history.choose_cut(&history.live, rng);
+        let seed = rng.next_u64();
+        let more = history.cut(&history.live, cut, seed, 1, rng).map_err(|f| {
+            told(f.within(format!("power cut after the take-over, at device event {cut}, seed {seed}")))
+        })?;
+        let mut coverage = history.coverage;
+        coverage.merge(&more);
+        Ok(coverage)
+    }
+}
+
+fn run_until_stalled<S: Subject>(live: &mut Lockstep<S>, generator: &mut Generator) -> Result<(), Failure> {
+    for _ in 0..AFTERLIFE {
+        let op = generator.op();
+        // A remount would end the process properly.
+        if op == Op::Remount {
+            continue;
+        }
+        match live.step(&op) {
+            Ok(()) => {}
+            Err(f) if f.device_refusal().is_some() || live.subject().is_stalled() => return Ok(()),
+            Err(f) => return Err(f.within("a process that is about to hang")),
+        }
+    }
+    Ok(())
 }
 
 fn note_where<S: Subject>(live: &Lockstep<S>, cut: u64, coverage: &mut Coverage) {

@@ -33,6 +33,8 @@ pub struct Lockstep<S: Subject> {
     /// State before the first operation and after each.
     states: Vec<State>,
     records: Vec<Record>,
+    /// Device events when the first state was durable.
+    base: u64,
 }
 
 impl<S: Subject> Lockstep<S> {
@@ -47,7 +49,24 @@ impl<S: Subject> Lockstep<S> {
             open: Vec::new(),
             writes: 0,
             records: Vec::new(),
+            base: 0,
         }
+    }
+
+    /// The first state is durable only now, after the device's events so far.
+    pub fn durable_from_now(mut self) -> Self {
+        self.base = self.subject().seq();
+        self
+    }
+
+    /// Device events when the first state was durable; a cut may not be earlier.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Gives up the file system under test.
+    pub fn into_subject(mut self) -> S {
+        self.subject.take().expect("present but for the moment of a remount")
     }
 
     /// Numbers the writes from `first + 1`, so that no two writes of a volume have the same.

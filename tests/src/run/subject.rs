@@ -55,6 +55,19 @@ pub trait Subject: Sized {
     /// Unmounts.
     fn shutdown(&self) -> Result<(), String>;
 
+    /// After `n` more writes the process hangs: later ones stay in flight.
+    fn stall_after(&self, n: u64);
+
+    /// The process hangs.
+    fn is_stalled(&self) -> bool;
+
+    /// The process is killed, and another one mounts the same device. `exclusive`: it holds the lock
+    /// that proves that the old one's writes have landed; else they may land later.
+    fn take_over(self, exclusive: bool) -> Result<Self, String>;
+
+    /// Lets up to `n` writes of a killed process land; how many did.
+    fn land_late(&self, n: usize) -> usize;
+
     /// What a power cut after `cut` events could have left; the choice follows from `seed`.
     fn power_cut(&self, cut: u64, seed: u64) -> Self::Medium;
 

@@ -27,6 +27,8 @@ pub struct Engine {
     clock: Arc<Clock>,
     /// Coverage of the mounts before this one.
     earlier: Coverage,
+    /// Handle of a killed process.
+    killed: Option<SimDevice>,
 }
 
 /// A simulated device such as `config` asks for.
@@ -61,7 +63,7 @@ impl Engine {
     ) -> Result<Self, String> {
         let volume = Volume::mount(Arc::new(device.clone()), options.clone(), clock.clone())
             .map_err(|e| e.to_string())?;
-        Ok(Self { device, volume, options, clock: clock.clone(), earlier: Coverage::default() })
+        Ok(Self { device, volume, options, clock: clock.clone(), earlier: Coverage::default(), killed: None })
     }
 
     /// The volume.
@@ -72,6 +74,16 @@ impl Engine {
     /// The device.
     pub fn device(&self) -> &SimDevice {
         &self.device
+    }
+
+    /// Mounts the same device through another handle.
+    fn successor(self, exclusive: bool) -> Result<Self, String> {
+        let mut earlier = self.earlier.clone();
+        self.cover_volume(&mut earlier);
+        let Self { device, volume, options, clock, .. } = self;
+        drop(volume);
+        let next = Self::mount_device(device.handle(exclusive), options, &clock)?;
+        Ok(Self { earlier, ..next })
     }
 
     fn cover_volume(&self, coverage: &mut Coverage) {
@@ -115,12 +127,24 @@ impl Subject for Engine {
 
     fn remount(self) -> Result<Self, String> {
         self.volume.shutdown().map_err(|e| format!("shutdown: {e}"))?;
-        let mut earlier = self.earlier.clone();
-        self.cover_volume(&mut earlier);
-        let Self { device, volume, options, clock, .. } = self;
-        drop(volume);
-        let next = Self::mount_device(device.handle(true), options, &clock)?;
-        Ok(Self { earlier, ..next })
+        self.successor(true)
+    }
+
+    fn stall_after(&self, n: u64) {
+        self.device.hold_writes_after(n);
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.device.held() > 0
+    }
+
+    fn take_over(self, exclusive: bool) -> Result<Self, String> {
+        let killed = self.device.clone();
+        Ok(Self { killed: Some(killed), ..self.successor(exclusive)? })
+    }
+
+    fn land_late(&self, n: usize) -> usize {
+        self.killed.as_ref().map_or(0, |device| device.release_late(n))
     }
 
     fn shutdown(&self) -> Result<(), String> {

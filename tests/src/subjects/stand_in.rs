@@ -130,6 +130,20 @@ impl Subject for StandIn {
         Ok(Self { model, ..self })
     }
 
+    fn stall_after(&self, _n: u64) {}
+
+    fn is_stalled(&self) -> bool {
+        false
+    }
+
+    fn take_over(self, _exclusive: bool) -> std::result::Result<Self, String> {
+        self.remount()
+    }
+
+    fn land_late(&self, _n: usize) -> usize {
+        0
+    }
+
     fn shutdown(&self) -> std::result::Result<(), String> {
         Ok(())
     }
