@@ -29,10 +29,11 @@ pub struct Shrunk {
     pub failure: Failure,
 }
 
-/// Shrinks a failing plan.
+/// Shrinks a failing plan; what is left fails in the same way.
 pub fn shrink_plan<S: Subject>(plan: &Plan, failure: Failure, tries: usize) -> Shrunk {
     let fails = |ops: &[Op]| run_plan::<S>(&Plan { ops: ops.to_vec(), ..plan.clone() }).err();
-    let ops = shrink(&plan.ops, tries, |ops| fails(ops).is_some());
+    let kind = failure.kind();
+    let ops = shrink(&plan.ops, tries, |ops| fails(ops).is_some_and(|f| f.kind() == kind));
     let failure = fails(&ops).unwrap_or(failure);
     Shrunk { ops, failure }
 }

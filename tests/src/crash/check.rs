@@ -30,7 +30,10 @@ pub fn check(fs: &dyn FsOps, expect: &Expectation) -> Result<Recovered, Failure>
     let files = read_files(fs, &tree)?;
     for (ino, bytes) in &files {
         let Some(model) = expect.inos.model(*ino) else { continue };
-        let told = |f: Failure| f.within(format!("data of model inode {model} (inode {ino})"));
+        let told = |f: Failure| {
+            let story = expect.story(model, expect.data_floor(model));
+            f.within(format!("data of model inode {model} (inode {ino}):\n    {story}"))
+        };
         FileCheck::new(expect, model, bytes).run().map_err(told)?;
     }
     for (ino, node) in &tree.nodes {
@@ -51,13 +54,17 @@ fn find_prefix(tree: &Tree, expect: &Expectation) -> Result<usize, Failure> {
         return Ok(found);
     }
     if let Some(early) = (0..floor).rev().find(|i| differs(*i).is_none()) {
-        fail_with!("names are those of state {early}, but state {floor} was promised (of {last})");
+        fail_with!(
+            "names are those of state {early}, but state {floor} was promised (of {last}):\n    {}",
+            expect.log(early, last)
+        );
     }
     let why = |i: usize| differs(i).unwrap_or_default();
     fail_with!(
-        "names are those of no state from {floor} to {last}:\n    state {last}: {}\n    state {floor}: {}",
+        "names are those of no state from {floor} to {last}:\n    state {last}: {}\n    state {floor}: {}\n    {}",
         why(last),
-        why(floor)
+        why(floor),
+        expect.log(floor, last)
     )
 }
 

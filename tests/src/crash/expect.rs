@@ -113,6 +113,28 @@ impl Expectation {
             .collect()
     }
 
+    /// The operations from state `from` to state `to`, for a report.
+    pub fn log(&self, from: usize, to: usize) -> String {
+        let line = |(i, r): (usize, &Record)| {
+            let (state, acked) = (i + 1, if i < self.acked { "" } else { ", not returned" });
+            format!("state {state}: {:?}, events {}..{}, promises {:?}{acked}", r.op, r.before, r.after, r.promise)
+        };
+        let some = self.records.iter().enumerate().take(to).skip(from);
+        some.map(line).collect::<Vec<_>>().join("\n    ")
+    }
+
+    /// The operations that changed `ino` since state `floor`, for a report.
+    pub fn story(&self, ino: Ino, floor: usize) -> String {
+        let mut lines = Vec::new();
+        for version in self.versions(ino, floor) {
+            let size = version.node.map_or(0, |n| n.size());
+            let op = version.first.checked_sub(1).and_then(|i| self.records.get(i));
+            let op = op.map_or("(the start)".to_string(), |r| format!("{:?}, events {}..{}", r.op, r.before, r.after));
+            lines.push(format!("state {} (size {size}): {op}", version.first));
+        }
+        lines.join("\n    ")
+    }
+
     /// What `ino` was from state `floor` on, oldest first.
     pub fn versions(&self, ino: Ino, floor: usize) -> Vec<Version> {
         let mut all: Vec<Version> = Vec::new();

@@ -106,6 +106,12 @@ impl Content {
         self.first_difference(offset, bytes).is_none()
     }
 
+    /// Nothing but zeros in `range`.
+    pub fn is_zero(&self, range: Range<u64>) -> bool {
+        let parts = self.overlapping(&range).filter_map(|(at, s)| s.part(at, &range));
+        parts.into_iter().all(|(_, part)| nonzero(part.bytes()).is_none())
+    }
+
     /// Offset in the file of the first byte that is not as in `bytes`.
     pub fn first_difference(&self, offset: u64, bytes: &[u8]) -> Option<u64> {
         let range = offset..offset + bytes.len() as u64;

@@ -224,9 +224,10 @@ impl FsOps for ModelFs {
         let now = self.now();
         if mode == Fallocate::Allocate && end > size {
             state.content_mut(ino)?.set_size(end);
-            state.node_mut(ino)?.mtime = now;
         }
-        state.node_mut(ino)?.ctime = now;
+        // As file_modified() of Linux, which every fallocate calls.
+        let node = state.node_mut(ino)?;
+        (node.mtime, node.ctime) = (now, now);
         Ok(())
     }
 

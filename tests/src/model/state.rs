@@ -323,8 +323,10 @@ impl State {
             if size > MAX_FILE_SIZE {
                 return Err(FsError::TOO_BIG);
             }
+            let changes_size = self.file(ino)?.size() != size;
             self.content_mut(ino)?.set_size(size);
-            self.node_mut(ino)?.mtime = now;
+            let node = self.node_mut(ino)?;
+            node.mtime = if changes_size { now } else { node.mtime };
         }
         let node = self.node_mut(ino)?;
         if changes.uid.is_some() || changes.gid.is_some() {

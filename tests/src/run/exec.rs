@@ -135,7 +135,8 @@ impl<S: Subject> Lockstep<S> {
             }
             Op::Mknod { dir, name, kind, perm } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
-                self.both(|fs, at| fs.mknod(at(dir), &name, kind, perm, 0x0103, root()))
+                let rdev = if kind == FileType::CharDevice { 0x0103 } else { 0 };
+                self.both(|fs, at| fs.mknod(at(dir), &name, kind, perm, rdev, root()))
             }
             Op::Mkdir { dir, name, perm } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));

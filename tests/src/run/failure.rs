@@ -22,6 +22,12 @@ impl Failure {
         Self { what, context: Vec::new(), refused: Some(error.errno()) }
     }
 
+    /// The kind of failure: its first words, without numbers. Two failures of different kinds are
+    /// not the same bug.
+    pub fn kind(&self) -> String {
+        self.what.chars().filter(|c| !c.is_ascii_digit()).take(50).collect()
+    }
+
     /// The errno, if an operation that should have succeeded failed in a way that a failing device
     /// explains; the file system told the truth then.
     pub fn device_refusal(&self) -> Option<i32> {
