@@ -296,13 +296,16 @@ impl Medium {
                 self.mem.write(offset, &data);
                 let outcome = Outcome::Done;
                 let kind = EventKind::Write { offset, data, fua, outcome, late: true };
-                self.log(submitted_at, handle, kind);
+                let seq = self.log(submitted_at, handle, kind);
+                // It has completed, although its submitter will never know: a later flush covers it.
+                self.ack(seq);
             }
             Op::Discard { offset, len } => {
                 let leaves: Discarded = self.options.discarded;
                 let rng = self.discard_rng(submitted_at);
                 apply_discard(&mut self.mem, offset..offset + len, leaves, rng);
-                self.log(submitted_at, handle, EventKind::Discard { offset, len, leaves });
+                let seq = self.log(submitted_at, handle, EventKind::Discard { offset, len, leaves });
+                self.ack(seq);
             }
             Op::Read { .. } | Op::Flush => drop(into_bufs(op)),
         }
