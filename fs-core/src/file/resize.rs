@@ -39,7 +39,6 @@ impl Volume {
             changes = self.zero_tail(inode, size)?;
             let first = PageNr(self.page_size().pages_for(size));
             self.drop_frames(inode, first, PageNr(u64::MAX));
-            changes.push(Change::PutItem { key: orphan_key(inode), value: vec![ORPHAN_TRUNCATE] });
         }
         {
             let now = self.env.now();
@@ -51,15 +50,15 @@ impl Volume {
             }
             update(&mut state);
             changes.push(state.put(inode.ino));
+            if size < old && state.item.nlink > 0 {
+                // A file without a name is an orphan already, and stays one.
+                changes.push(Change::PutItem { key: orphan_key(inode), value: vec![ORPHAN_TRUNCATE] });
+            }
             self.meta.apply(changes, 0)?;
         }
         drop(no_homing);
         if size < old {
-            self.free_behind(
-                inode,
-                PageNr(self.page_size().pages_for(size)),
-                vec![Change::DelItem { key: orphan_key(inode) }],
-            )?;
+            self.free_behind(inode, PageNr(self.page_size().pages_for(size)))?;
         }
         Ok(())
     }
@@ -95,21 +94,22 @@ impl Volume {
         Ok(vec![Change::InlineZero { ino: inode.ino, offset: size, len }])
     }
 
-    /// Unmaps and frees everything from page `first` on, in steps that each fit a record; `last`
-    /// goes with the last step. The caller holds the whole file.
-    pub(crate) fn free_behind(&self, inode: &Inode, first: PageNr, last: Vec<Change>) -> Result<()> {
-        let mut last = Some(last);
+    /// Unmaps and frees everything from page `first` on, in steps that each fit a record, and takes
+    /// the file off the list of unfinished truncations. The caller holds the whole file.
+    pub(crate) fn free_behind(&self, inode: &Inode, first: PageNr) -> Result<()> {
         let mut from = first;
         loop {
             let (mut changes, next) = self.free_step(inode, first, from)?;
             let grown = -freed_blocks(&changes);
-            let done = next.is_none();
-            if done {
-                changes.extend(last.take().into_iter().flatten());
-            }
-            if grown != 0 {
-                self.apply_to_file(inode, changes, grown, |_| false)?;
-            } else if !changes.is_empty() {
+            {
+                let mut state = inode.state.lock();
+                if grown != 0 {
+                    state.item.blocks = state.item.blocks.saturating_add_signed(grown);
+                    changes.push(state.put(inode.ino));
+                }
+                if next.is_none() && state.item.nlink > 0 {
+                    changes.push(Change::DelItem { key: orphan_key(inode) });
+                }
                 self.apply_changes(changes, 0)?;
             }
             match next {
@@ -178,18 +178,18 @@ impl Volume {
             self.reserve_pages(inode, page, n as usize)?;
             page = PageNr(page.0 + n);
         }
-        if mode == Fallocate::Allocate {
-            let _range = inode.ranges.lock_all();
-            let now = self.env.now();
-            let mut state = inode.state.lock();
-            if state.item.size < end {
-                state.item.size = end;
-                state.disk_size = end;
-                state.touch_content(now);
-                let change = state.put(inode.ino);
-                self.meta.apply(vec![change], 0)?;
-            }
+        let _range = inode.ranges.lock_all();
+        let now = self.env.now();
+        let mut state = inode.state.lock();
+        state.touch_content(now);
+        if mode == Fallocate::Allocate && state.item.size < end {
+            state.item.size = end;
+            state.disk_size = end;
+            let change = state.put(inode.ino);
+            self.meta.apply(vec![change], 0)?;
         }
+        drop(state);
+        self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
         Ok(())
     }
 

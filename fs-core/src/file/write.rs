@@ -94,10 +94,14 @@ impl Volume {
         let now = self.env.now();
         let mut state = inode.state.lock();
         state.item.size = state.item.size.max(offset + data.len() as u64);
-        if flags.kill_priv {
-            state.item.perm = without_priv(state.item.perm);
-        }
         state.touch_content(now);
+        let perm = without_priv(state.item.perm);
+        if flags.kill_priv && perm != state.item.perm {
+            // Not lazily: the new content must never be seen with the old privilege.
+            state.item.perm = perm;
+            let change = state.put(inode.ino);
+            self.meta.apply(vec![change], 0)?;
+        }
         drop(state);
         self.inodes.mark_dirty(inode.ino, now_ns);
         Ok(())

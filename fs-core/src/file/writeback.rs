@@ -62,7 +62,7 @@ impl Volume {
                     return Err(e);
                 }
             }
-            if hi.0 == u64::MAX {
+            if hi >= last {
                 break;
             }
             from = PageNr(hi.0 + 1);

@@ -8,7 +8,7 @@ use crate::types::Ino;
 pub enum ItemKind {
     /// Attributes; offset 0.
     Inode = 1,
-    /// Target of a symbolic link; offset 0.
+    /// Target of a symbolic link, in parts of 4000 bytes; the offset is the number of the part.
     Symlink = 2,
     /// Directory entries whose names have the hash that is the offset.
     DirEntry = 3,

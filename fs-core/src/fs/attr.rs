@@ -43,7 +43,7 @@ fn change_item(state: &mut InodeState, set: &SetAttr, now: Timestamp) {
         item.uid = set.uid.unwrap_or(item.uid);
         item.gid = set.gid.unwrap_or(item.gid);
         // chown(2): the privilege does not pass to another owner, unless the caller says so.
-        if set.perm.is_none() && item.kind == FileType::Regular {
+        if set.perm.is_none() && item.kind != FileType::Directory {
             item.perm = crate::file::without_priv(item.perm);
         }
     }

@@ -1,7 +1,7 @@
 //! Deleting inodes that have neither a name nor a handle, now or after a crash.
 
 use super::Inode;
-use super::names::claim_deletion;
+use super::names::{claim_deletion, symlink_keys};
 use crate::error::{FsError, Result};
 use crate::file::{ORPHAN_DELETE, orphan_key};
 use crate::format::{Change, ItemKind, Key};
@@ -29,7 +29,8 @@ impl Volume {
             }
             changes.push(Change::DelItem { key: Key::new(inode.ino, ItemKind::Inode, 0) });
             if inode.kind() == crate::api::FileType::Symlink {
-                changes.push(Change::DelItem { key: Key::new(inode.ino, ItemKind::Symlink, 0) });
+                let size = inode.state.lock().item.size as usize;
+                changes.extend(symlink_keys(inode.ino, size).map(|key| Change::DelItem { key }));
             }
             changes.push(Change::DelItem { key: orphan_key(inode) });
             self.apply_changes(changes, -1)?;
@@ -82,6 +83,6 @@ impl Volume {
         let _range = inode.ranges.lock_all();
         let size = inode.state.lock().item.size;
         let first = PageNr(self.page_size().pages_for(size));
-        self.free_behind(&inode, first, vec![Change::DelItem { key: orphan_key(&inode) }])
+        self.free_behind(&inode, first)
     }
 }

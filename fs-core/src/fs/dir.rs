@@ -91,12 +91,17 @@ impl Volume {
         Ok(Bucket { key, entries })
     }
 
-    /// The entry of `name` in `dir`; ENOENT.
-    pub(crate) fn find_name(&self, dir: Ino, name: &[u8]) -> Result<NameEntry> {
+    /// The bucket of a name that is to be removed: ENAMETOOLONG.
+    pub(crate) fn bucket_of_old(&self, dir: Ino, name: &[u8]) -> Result<Bucket> {
         if name.len() > NAME_MAX {
             return Err(FsError::NAME_TOO_LONG);
         }
-        self.bucket(dir, name)?.find(name).cloned().ok_or(FsError::NOT_FOUND)
+        self.bucket(dir, name)
+    }
+
+    /// The entry of `name` in `dir`; ENOENT.
+    pub(crate) fn find_name(&self, dir: Ino, name: &[u8]) -> Result<NameEntry> {
+        self.bucket_of_old(dir, name)?.find(name).cloned().ok_or(FsError::NOT_FOUND)
     }
 
     /// See [`FsOps::readdir`](crate::api::FsOps::readdir).

@@ -19,7 +19,6 @@ pub(crate) const LINK_MAX: u32 = 65_000;
 
 /// Longest target of a symbolic link, as Linux limits paths.
 const SYMLINK_MAX: usize = 4095;
-const _: () = assert!(SYMLINK_MAX <= MAX_VALUE + 95);
 
 /// What a new inode is.
 pub(crate) struct NewInode<'a> {
@@ -49,7 +48,7 @@ impl Volume {
     /// Makes an inode with its first name.
     pub(crate) fn make(&self, parent: Ino, name: &[u8], new: &NewInode<'_>) -> Result<Attr> {
         self.admit()?;
-        if new.target.is_some_and(|t| t.len() > SYMLINK_MAX.min(MAX_VALUE)) {
+        if new.target.is_some_and(|t| t.len() > SYMLINK_MAX) {
             return Err(FsError::NAME_TOO_LONG);
         }
         let _names = self.names.write();
@@ -73,8 +72,8 @@ impl Volume {
             Change::PutItem { key: Key::new(ino, ItemKind::Inode, 0), value: item.encode() },
         ];
         if let Some(target) = new.target {
-            changes
-                .push(Change::PutItem { key: Key::new(ino, ItemKind::Symlink, 0), value: target.to_vec() });
+            let parts = symlink_keys(ino, target.len()).zip(target.chunks(MAX_VALUE));
+            changes.extend(parts.map(|(key, part)| Change::PutItem { key, value: part.to_vec() }));
         }
         changes.push(change_dir(&dir, &mut parent_state, 1, i64::from(is_dir), now));
         self.meta.apply(changes, 1)?;
@@ -134,7 +133,7 @@ impl Volume {
         let gone = {
             let _names = self.names.write();
             let dir = self.directory(parent)?;
-            let mut bucket = self.bucket(parent, name)?;
+            let mut bucket = self.bucket_of_old(parent, name)?;
             let entry = bucket.find(name).cloned().ok_or(FsError::NOT_FOUND)?;
             if entry.kind == FileType::Directory {
                 return Err(FsError::IS_DIR);
@@ -164,7 +163,7 @@ impl Volume {
         let gone = {
             let _names = self.names.write();
             let dir = self.directory(parent)?;
-            let mut bucket = self.bucket(parent, name)?;
+            let mut bucket = self.bucket_of_old(parent, name)?;
             let entry = bucket.find(name).cloned().ok_or(FsError::NOT_FOUND)?;
             if entry.kind != FileType::Directory {
                 return Err(FsError::NOT_DIR);
@@ -185,6 +184,12 @@ impl Volume {
         };
         gone.map_or(Ok(()), |inode| self.delete_inode(&inode))
     }
+}
+
+/// Keys of the items that hold a symbolic link's target of `len` bytes: all but the last one hold
+/// [`MAX_VALUE`] bytes.
+pub(crate) fn symlink_keys(ino: Ino, len: usize) -> impl Iterator<Item = Key> {
+    (0..len.div_ceil(MAX_VALUE) as u64).map(move |part| Key::new(ino, ItemKind::Symlink, part))
 }
 
 fn new_item(new: &NewInode<'_>, parent: &InodeItem, parent_ino: Ino, now: Timestamp) -> InodeItem {

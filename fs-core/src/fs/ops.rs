@@ -1,9 +1,8 @@
 //! [`FsOps`] for a mounted volume: finds the inodes, then calls the part that does it.
 
-use super::names::NewInode;
+use super::names::{NewInode, symlink_keys};
 use crate::api::{Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs};
 use crate::error::{FsError, Result};
-use crate::format::{ItemKind, Key};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
 
@@ -35,8 +34,12 @@ impl FsOps for Volume {
         if inode.kind() != FileType::Symlink {
             return Err(FsError::INVALID);
         }
-        let target = self.meta.item(&Key::new(ino, ItemKind::Symlink, 0))?;
-        target.map(|t| t.to_vec()).ok_or(FsError::STALE)
+        let size = inode.state.lock().item.size as usize;
+        let mut target = Vec::new();
+        for key in symlink_keys(ino, size) {
+            target.extend_from_slice(&self.meta.item(&key)?.ok_or(FsError::STALE)?);
+        }
+        Ok(target)
     }
 
     fn mknod(

@@ -86,6 +86,11 @@ impl Volume {
         if let Some(r) = replaced.as_ref().filter(|r| r.kind == FileType::Directory && flags.exchange) {
             self.check_not_inside(r.ino, from.dir.ino)?;
         }
+        if let Some(r) = replaced.as_ref().filter(|r| r.kind == FileType::Directory)
+            && self.check_not_inside(r.ino, from.dir.ino).is_err()
+        {
+            return Err(FsError::NOT_EMPTY); // it holds, at some depth, what is to be moved
+        }
         let moved_inode = self.inodes.get(&self.meta, moved.ino)?;
         let replaced_inode = match &replaced {
             Some(r) => Some(self.inodes.get(&self.meta, r.ino)?),
