@@ -49,6 +49,107 @@ pub enum Mutant {
     FsyncSkipsData = 25,
     /// C1: fsync does not commit.
     FsyncSkipsCommit = 26,
+    /// R2: a take-over allocates in groups that the old epoch may still write to.
+    IgnoreOldReservations = 27,
+    /// R2: reserved groups are used before the reservation is durable.
+    UseUnflushedReservation = 28,
+    /// R5: a journal that is damaged below its durable LSN is cut there.
+    CutAtDamage = 29,
+    /// R5: durable LSNs in records behind the damage are not looked for.
+    IgnoreLaterRecords = 30,
+    /// R5: any valid later record makes a torn tail corruption.
+    LaterRecordIsProof = 31,
+    /// R5: a read error during recovery is taken for the journal's end.
+    ReadErrorIsTornTail = 32,
+    /// R5: the data that the last records map is not verified in recovery.
+    SkipRecoveredData = 33,
+    /// C7: the checksum of journal records is not verified.
+    SkipRecordChecksum = 34,
+    /// R2: records need not follow each other.
+    SkipPreviousChecksum = 35,
+    /// C7: the checksum of tree nodes is not verified.
+    SkipNodeChecksum = 36,
+    /// R7: the checksum of root slots is not verified.
+    SkipSlotChecksum = 37,
+    /// R6: a failed flush is taken for a good one.
+    IgnoreFlushFailure = 38,
+    /// R6: a failed journal write is taken for a good one.
+    IgnoreRecordFailure = 39,
+    /// R6: pages count as clean before their write has succeeded.
+    CleanBeforeWrite = 40,
+    /// R8: a direct write leaves older bytes of the page in the cache, to be written home later.
+    KeepSupersededFrames = 41,
+    /// C1: bytes behind a truncated file's end are not zeroed.
+    KeepTruncatedTail = 42,
+    /// C3: the last unlink does not note that the inode has to be freed.
+    UnlinkWithoutOrphan = 43,
+    /// C3: a rename is two records.
+    RenameInTwoSteps = 44,
+    /// Inode numbers that only the journal names are given out again after a crash.
+    ReuseInodeNumbers = 45,
+    /// C2: a direct write takes effect page by page.
+    SplitDirectWrite = 46,
+    /// C1: O_DSYNC is ignored.
+    IgnoreDsync = 47,
+    /// R4: unflushed data is not bounded.
+    UnboundedUnflushed = 48,
+    /// R2: the root with the most checkpoints wins, not the one of the highest epoch.
+    OldEpochWins = 49,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: &[Mutant] = &[
+        Mutant::ReuseBeforePublish,
+        Mutant::AllocOutsideReservation,
+        Mutant::SkipQuarantine,
+        Mutant::NonAtomicClaim,
+        Mutant::NoFlushOnCommit,
+        Mutant::FlushBeforeRecord,
+        Mutant::DurableLsnTooHigh,
+        Mutant::CheckpointBeforeDurable,
+        Mutant::NoFlushBeforeRoot,
+        Mutant::NoFlushAfterRoot,
+        Mutant::RootInPlace,
+        Mutant::DropJournalEarly,
+        Mutant::ReuseNodesEarly,
+        Mutant::NoFlushAfterRecovery,
+        Mutant::NoEpochRecord,
+        Mutant::SkipDataChecksum,
+        Mutant::LeakOldBlocks,
+        Mutant::WritebackWithoutLock,
+        Mutant::SkipHoming,
+        Mutant::FsyncSkipsData,
+        Mutant::FsyncSkipsCommit,
+        Mutant::IgnoreOldReservations,
+        Mutant::UseUnflushedReservation,
+        Mutant::CutAtDamage,
+        Mutant::IgnoreLaterRecords,
+        Mutant::LaterRecordIsProof,
+        Mutant::ReadErrorIsTornTail,
+        Mutant::SkipRecoveredData,
+        Mutant::SkipRecordChecksum,
+        Mutant::SkipPreviousChecksum,
+        Mutant::SkipNodeChecksum,
+        Mutant::SkipSlotChecksum,
+        Mutant::IgnoreFlushFailure,
+        Mutant::IgnoreRecordFailure,
+        Mutant::CleanBeforeWrite,
+        Mutant::KeepSupersededFrames,
+        Mutant::KeepTruncatedTail,
+        Mutant::UnlinkWithoutOrphan,
+        Mutant::RenameInTwoSteps,
+        Mutant::ReuseInodeNumbers,
+        Mutant::SplitDirectWrite,
+        Mutant::IgnoreDsync,
+        Mutant::UnboundedUnflushed,
+        Mutant::OldEpochWins,
+    ];
+
+    /// The mutant of this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|m| *m as u8 == number)
+    }
 }
 
 #[cfg(any(test, feature = "mutants"))]

@@ -5,6 +5,7 @@ use crate::api::{Fallocate, FileType};
 use crate::error::{FsError, Result};
 use crate::format::{Change, ItemKind, Key, MappedRun, PageEntry};
 use crate::fs::Inode;
+use crate::mutants::{self, Mutant};
 use crate::types::{CHUNK_PAGES, PageNr};
 use crate::volume::Volume;
 
@@ -36,7 +37,9 @@ impl Volume {
         let old = inode.state.lock().item.size;
         let mut changes = Vec::new();
         if size < old {
-            changes = self.zero_tail(inode, size)?;
+            if !mutants::active(Mutant::KeepTruncatedTail) {
+                changes = self.zero_tail(inode, size)?;
+            }
             let first = PageNr(self.page_size().pages_for(size));
             self.drop_frames(inode, first, PageNr(u64::MAX));
         }

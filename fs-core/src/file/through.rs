@@ -9,6 +9,7 @@ use crate::api::IoFlags;
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
+use crate::mutants::{self, Mutant};
 use crate::types::{BLOCK_SIZE, BlockNr, PageNr};
 use crate::volume::Volume;
 
@@ -52,7 +53,9 @@ impl Volume {
             state.touch_content(now);
             grows || stripped
         })?;
-        self.drop_frames(inode, first, last);
+        if !mutants::active(Mutant::KeepSupersededFrames) {
+            self.drop_frames(inode, first, last);
+        }
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
         self.count_pages(&self.counters.direct_pages, pages);
         Ok(())

@@ -4,6 +4,7 @@ use crate::api::{FileType, IoFlags};
 use crate::cache::{Frame, FrameData};
 use crate::error::{FsError, Result};
 use crate::fs::Inode;
+use crate::mutants::{self, Mutant};
 use crate::types::PageNr;
 use crate::volume::Volume;
 
@@ -39,16 +40,23 @@ impl Volume {
         while done < data.len() {
             let at = offset + done as u64;
             // Cut at page borders only, so that every piece is whole pages where the write is.
-            let room = MAX_ATOMIC - (at % self.page_bytes() as u64) as usize;
+            let most = match mutants::active(Mutant::SplitDirectWrite) {
+                true => self.page_bytes(),
+                false => MAX_ATOMIC,
+            };
+            let room = most - (at % self.page_bytes() as u64) as usize;
             let piece = &data[done..data.len().min(done + room)];
             if flags.direct || (flags.dsync && !small_sync) {
                 self.write_through(inode, at, piece, flags)?;
+                if mutants::active(Mutant::SplitDirectWrite) {
+                    self.commit()?;
+                }
             } else {
                 self.write_buffered(inode, at, piece, flags)?;
             }
             done += piece.len();
         }
-        if flags.dsync {
+        if flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
             self.sync_range(inode, offset, data.len(), !flags.sync)?;
         } else {
             self.bound_unflushed()?;

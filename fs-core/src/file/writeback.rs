@@ -101,6 +101,9 @@ impl Volume {
         let n = images.len();
         if n > 0 {
             let goal = self.goal_near(inode, lo)?;
+            if mutants::active(Mutant::CleanBeforeWrite) {
+                self.clean(inode, &frames);
+            }
             // The write was accepted when it was buffered: it may use the reserve.
             let purpose = crate::alloc::Purpose::Essential;
             let runs = self.write_images(images, goal, IoClass::Background, purpose)?;

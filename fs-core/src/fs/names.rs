@@ -11,6 +11,7 @@ use crate::api::{Attr, FileType, Owner, Timestamp};
 use crate::error::{FsError, Result};
 use crate::format::node::MAX_VALUE;
 use crate::format::{Change, InodeItem, ItemKind, Key};
+use crate::mutants::{self, Mutant};
 use crate::types::Ino;
 use crate::volume::Volume;
 
@@ -236,7 +237,7 @@ pub(crate) fn drop_link(inode: &Inode, state: &mut InodeState, now: Timestamp) -
     state.item.nlink = state.item.nlink.saturating_sub(1);
     state.item.ctime = now;
     let mut changes = vec![state.put(inode.ino)];
-    if state.item.nlink == 0 {
+    if state.item.nlink == 0 && !mutants::active(Mutant::UnlinkWithoutOrphan) {
         changes.push(orphan(inode));
     }
     changes

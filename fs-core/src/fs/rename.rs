@@ -12,6 +12,7 @@ use crate::api::{FileType, RenameFlags};
 use crate::error::{FsError, Result};
 use crate::format::Change;
 use crate::format::dirent::NameEntry;
+use crate::mutants::{self, Mutant};
 use crate::types::Ino;
 use crate::volume::Volume;
 
@@ -162,6 +163,11 @@ impl Volume {
             item.parent = to.dir.ino;
         }
         changes.extend(locked.puts());
+        if mutants::active(Mutant::RenameInTwoSteps) {
+            let rest = changes.split_off(1);
+            self.meta.apply(std::mem::replace(&mut changes, rest), 0)?;
+            self.commit()?;
+        }
         self.meta.apply(changes, 0)?;
         Ok(())
     }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::error::{FsError, Result};
 use crate::format::record::{RecordHeader, decode_changes, decode_record};
 use crate::format::{Change, JournalPart, JournalPoint};
+use crate::mutants::{self, Mutant};
 use crate::types::{BLOCK_SIZE, BlockNr, Epoch, Lsn};
 
 /// Where the records that count end.
@@ -73,8 +74,10 @@ pub(crate) fn scan_part(
             }
         }
         None => {
-            durable = durable.max(scanner.durable_beyond(end, last)?);
-            if durable > last {
+            if !mutants::active(Mutant::IgnoreLaterRecords) {
+                durable = durable.max(scanner.durable_beyond(end, last)?);
+            }
+            if durable > last && !mutants::active(Mutant::CutAtDamage) {
                 return Err(scanner.damaged(last.next(), durable));
             }
         }
@@ -137,7 +140,10 @@ impl Scanner<'_> {
     fn header_at(&mut self, at: At, lsn: Lsn, prev_crc: u32) -> Result<Option<RecordHeader>> {
         let epoch = self.part.epoch;
         let header = self.record_at(at)?.map(|(h, _)| h);
-        Ok(header.filter(|h| h.epoch == epoch && h.lsn == lsn && h.prev_crc == prev_crc))
+        Ok(header.filter(|h| {
+            let follows = h.prev_crc == prev_crc || mutants::active(Mutant::SkipPreviousChecksum);
+            h.epoch == epoch && h.lsn == lsn && follows
+        }))
     }
 
     fn record_at(&mut self, at: At) -> Result<Option<(RecordHeader, &[u8])>> {
@@ -172,7 +178,11 @@ impl Scanner<'_> {
         let addr = self.part.segments[index as usize];
         if !self.cache.contains_key(&index) {
             let buf = AlignedBuf::zeroed(self.segment_blocks as usize * BLOCK_SIZE);
-            self.cache.insert(index, self.device.read_at(addr.offset(), buf, IoClass::Data)?);
+            let read = self.device.read_at(addr.offset(), buf, IoClass::Data);
+            if read.is_err() && mutants::active(Mutant::ReadErrorIsTornTail) {
+                return Ok(None);
+            }
+            self.cache.insert(index, read?);
         }
         Ok(self.cache.get(&index).map(|b| (addr, b)))
     }
@@ -188,7 +198,9 @@ impl Scanner<'_> {
                     && h.epoch == epoch
                     && h.lsn > last
                 {
-                    durable = durable.max(h.durable_lsn);
+                    let proven =
+                        if mutants::active(Mutant::LaterRecordIsProof) { h.lsn } else { h.durable_lsn };
+                    durable = durable.max(proven);
                 }
             }
         }

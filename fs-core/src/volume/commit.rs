@@ -196,9 +196,15 @@ impl Volume {
         if mutants::active(Mutant::FlushBeforeRecord) {
             self.device.flush()?;
         }
-        wait_all(self.device.submit(requests))?;
+        let written = wait_all(self.device.submit(requests));
+        if !mutants::active(Mutant::IgnoreRecordFailure) {
+            written?;
+        }
         if !fua && !mutants::active(Mutant::NoFlushOnCommit) && !mutants::active(Mutant::FlushBeforeRecord) {
-            self.device.flush()?;
+            let flushed = self.device.flush();
+            if !mutants::active(Mutant::IgnoreFlushFailure) {
+                flushed?;
+            }
         }
         self.count_commit(&batches);
         Ok(Written { durable: last, published: durable })
@@ -246,7 +252,9 @@ impl Volume {
 
     /// Commits if too much data is unflushed (rule R4). Called with no lock held.
     pub(crate) fn bound_unflushed(&self) -> Result<()> {
-        if self.unflushed.load(Ordering::SeqCst) < MAX_UNFLUSHED {
+        if self.unflushed.load(Ordering::SeqCst) < MAX_UNFLUSHED
+            || mutants::active(Mutant::UnboundedUnflushed)
+        {
             return Ok(());
         }
         if self.meta.applied_lsn() > self.commit.durable() {

@@ -237,7 +237,7 @@ fn keep_recovered(recovered: &Recovered, kept: &KeptBlocks) {
 /// Groups that the epoch before may still write to. None, if the lock on the device proves that its
 /// I/O has drained.
 fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<GroupNr> {
-    if device.capabilities().exclusive {
+    if device.capabilities().exclusive || mutants::active(Mutant::IgnoreOldReservations) {
         return Vec::new();
     }
     let from_slot = recovered.slot.reserved.iter().map(|r| (r.first, r.count));

@@ -13,6 +13,7 @@ use crate::alloc::{AllocError, Allocator, Class, GroupBits, GroupLoader, Purpose
 use crate::error::{FsError, Result};
 use crate::format::bitmap::{BITMAP_BLOCKS, decode_piece};
 use crate::format::{Change, GroupRange, ItemKind, Key};
+use crate::mutants::{self, Mutant};
 use crate::types::{BlockNr, BlockRun, GroupNr, Ino};
 
 /// Blocks in use that no bitmap shows: journal segments and pending lists. First block to length.
@@ -180,7 +181,9 @@ impl Volume {
         }
         let lsn = self.meta.apply(reserve_changes(groups), 0)?;
         self.space.note_reserved(groups);
-        self.commit_to(lsn)?;
+        if !mutants::active(Mutant::UseUnflushedReservation) {
+            self.commit_to(lsn)?;
+        }
         self.space.alloc.reserve_done(groups)
     }
 
