@@ -12,6 +12,7 @@ mod error;
 mod file;
 pub mod format;
 mod fs;
+pub mod fsck;
 mod journal;
 pub mod mutants;
 pub mod tree;

@@ -11,5 +11,5 @@ mod write;
 mod writeback;
 
 pub(crate) use range_lock::RangeLock;
-pub(crate) use resize::{ORPHAN_DELETE, orphan_key};
+pub(crate) use resize::{ORPHAN_DELETE, ORPHAN_TRUNCATE, orphan_key};
 pub(crate) use write::without_priv;
