@@ -11,6 +11,7 @@ use crate::error::FsError;
 use crate::file::ORPHAN_TRUNCATE;
 use crate::format::bitmap::decode_piece;
 use crate::format::dirent::{decode_bucket, name_hash};
+use crate::format::node::MAX_VALUE;
 use crate::format::{InodeItem, ItemKind, Key, PageEntry, Superblock};
 use crate::types::{CHUNK_PAGES, Ino, PageNr};
 
@@ -23,7 +24,8 @@ struct Current {
     damaged: bool,
     entries: u64,
     blocks: u64,
-    target: Option<Vec<u8>>,
+    /// Bytes of a symbolic link's target so far.
+    target: u64,
     /// Behind the last page with data.
     data_end: u64,
 }
@@ -126,11 +128,13 @@ impl<'a> ItemCheck<'a> {
     }
 
     fn symlink(&mut self, key: Key, value: &[u8]) {
-        if key.offset != 0 || value.is_empty() || value.contains(&0) {
-            return self.bad_item(key, "not the target of a symbolic link");
+        let so_far = self.current.as_ref().map_or(0, |c| c.target);
+        let follows = key.offset.checked_mul(MAX_VALUE as u64) == Some(so_far);
+        if !follows || value.is_empty() || value.contains(&0) {
+            return self.bad_item(key, "not a part of the target of a symbolic link");
         }
         if let Some(c) = &mut self.current {
-            c.target = Some(value.to_vec());
+            c.target += value.len() as u64;
         }
     }
 
@@ -232,13 +236,12 @@ fn contradictions(
     if kind == FileType::Directory && c.entries != item.size {
         out.push((ProblemKind::Inode, format!("it has {} entries, its size says {}", c.entries, item.size)));
     }
-    let target = c.target.as_ref().map(|t| t.len() as u64);
-    match (kind == FileType::Symlink, target) {
-        (true, None) => out.push((ProblemKind::Inode, "a symbolic link without a target".into())),
-        (true, Some(n)) if n != item.size => {
+    match (kind == FileType::Symlink, c.target) {
+        (true, 0) => out.push((ProblemKind::Inode, "a symbolic link without a target".into())),
+        (true, n) if n != item.size => {
             out.push((ProblemKind::Inode, format!("its target has {n} bytes, its size says {}", item.size)));
         }
-        (false, Some(_)) => out.push((ProblemKind::Inode, format!("it has a target, but is a {kind:?}"))),
+        (false, 1..) => out.push((ProblemKind::Inode, format!("it has a target, but is a {kind:?}"))),
         _ => {}
     }
     if c.blocks > 0 && kind != FileType::Regular {

@@ -464,13 +464,20 @@ fn update_bitmap<'a>(frozen: &'a Delta, pending: &'a [PendingEntry], key: Key) -
                 .ok_or_else(|| FsError::corrupt("bitmap item", BlockNr(start), "impossible length"))?,
         };
         let end = start + BITMAP_BLOCKS;
-        for e in pending.iter().filter(|e| e.run.start.0 < end && e.run.end().0 > start) {
-            let from = e.run.start.0.max(start);
-            mark(&mut piece, from - start, e.run.end().0.min(end) - from, e.used);
-        }
+        let pending_here = |piece: &mut _, used: bool| {
+            let here = |e: &&PendingEntry| e.used == used && e.run.start.0 < end && e.run.end().0 > start;
+            for e in pending.iter().filter(here) {
+                let from = e.run.start.0.max(start);
+                mark(piece, from - start, e.run.end().0.min(end) - from, used);
+            }
+        };
+        // What the checkpoint's nodes took comes last: while it ran, blocks that were freed as data
+        // behind its LSN may have become its nodes.
+        pending_here(&mut piece, false);
         for (from, len, _, used) in frozen.blocks.overlapping(start, BITMAP_BLOCKS) {
             mark(&mut piece, from - start, len, *used);
         }
+        pending_here(&mut piece, true);
         Ok(encode_piece(&piece))
     }))
 }

@@ -81,12 +81,13 @@ impl GroupLoader for BitmapLoader {
                 }
             }
         }
-        // Nodes freed by the last checkpoint stay until the next root is durable (rule R7).
-        for entry in tree.pending.iter().filter(|e| e.used) {
-            mark(entry.run, true);
-        }
         for (run, used) in changes {
             mark(run, used);
+        }
+        // Nodes freed by the last checkpoint stay until the next root is durable (rule R7). Those it
+        // took come last: it may have taken blocks that changes behind it had freed as data.
+        for entry in tree.pending.iter().filter(|e| e.used) {
+            mark(entry.run, true);
         }
         self.kept.for_each(&mut |run| mark(run, true));
         mark(BlockRun::new(BlockNr(0), self.first_data_block.0 as u32), true);

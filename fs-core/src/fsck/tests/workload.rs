@@ -97,7 +97,7 @@ impl Workload {
             }
             80..83 => {
                 let (dir, name) = (self.dir(), self.name());
-                let _ = v.symlink(dir, &name, b"some/where/else", OWNER);
+                let _ = v.symlink(dir, &name, &vec![b'x'; 1 + self.rnd.below(4095) as usize], OWNER);
             }
             83..88 => {
                 if let Some(ino) = self.open.pop() {
