@@ -70,7 +70,14 @@ pub(crate) struct Inode {
 impl Inode {
     /// Attributes.
     pub(crate) fn attr(&self) -> Attr {
-        self.state.lock().attr(self.ino)
+        let state = self.state.lock();
+        let mut attr = state.attr(self.ino);
+        // Pages behind the stored end have no blocks yet. They count as if they had (as ext4's delayed
+        // allocation does), so that the number does not change by itself when they are written.
+        let waiting = state.item.size.saturating_sub(state.disk_size).div_ceil(BLOCK_SIZE as u64);
+        let most = self.unhomed.lock().len() as u64 * (1 << 16) / BLOCK_SIZE as u64;
+        attr.blocks += waiting.min(most) * (BLOCK_SIZE as u64 / 512);
+        attr
     }
 
     /// The type, which never changes.

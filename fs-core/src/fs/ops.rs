@@ -20,8 +20,8 @@ impl FsOps for Volume {
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         let inode = self.inodes.get(&self.meta, ino)?;
-        let state = inode.state.lock();
-        if state.deleted { Err(FsError::STALE) } else { Ok(state.attr(ino)) }
+        let deleted = inode.state.lock().deleted;
+        if deleted { Err(FsError::STALE) } else { Ok(inode.attr()) }
     }
 
     fn setattr(&self, ino: Ino, changes: &SetAttr) -> Result<Attr> {

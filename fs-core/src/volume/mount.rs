@@ -13,7 +13,7 @@ use super::meta::{MetaStart, MetaStore, TreeState};
 use super::recover::{Recovered, recover};
 use super::space::{BitmapLoader, KeptBlocks, Space};
 use super::{MountOptions, Volume};
-use crate::alloc::{AllocError, Allocator, Class, Config, Geometry, Request};
+use crate::alloc::{AllocError, Allocator, Class, Config, Geometry, GroupLoader, Request};
 use crate::cache::PageCache;
 use crate::env::Env;
 use crate::error::{FsError, Result};
@@ -101,29 +101,45 @@ impl Volume {
             first_data_block: sb.first_data_block,
             group_blocks: sb.group_blocks,
         };
-        let loader = BitmapLoader {
+        let loader: Arc<dyn GroupLoader> = Arc::new(BitmapLoader {
             meta: meta.clone(),
             kept: kept.clone(),
             group_blocks: sb.group_blocks,
             first_data_block: sb.first_data_block,
             end: BlockNr(geometry.total_blocks),
-        };
-        let config = Config {
-            takeover_groups: sb.takeover_groups,
-            reserve_blocks: sb.reserve_blocks,
-            ..Config::for_volume(&geometry)
-        };
-        let alloc = Allocator::new(geometry, config, Arc::new(loader))?;
-        alloc.exclude(&excluded)?;
+        });
         let free = base.free_blocks.saturating_add_signed(-used_blocks);
         let held_blocks: u64 = held.iter().map(|r| u64::from(r.len)).sum();
-        alloc.set_free(free.saturating_sub(kept.total() + held_blocks))?;
-        let space = Space { alloc, kept, reserved: Mutex::new(Vec::new()) };
+        let open_space = |takeover_groups: u32| -> Result<Space> {
+            let config = Config {
+                takeover_groups,
+                reserve_blocks: sb.reserve_blocks,
+                ..Config::for_volume(&geometry)
+            };
+            let alloc = Allocator::new(geometry, config, loader.clone())?;
+            alloc.exclude(&excluded)?;
+            alloc.set_free(free.saturating_sub(kept.total() + held_blocks))?;
+            Ok(Space { alloc, kept: kept.clone(), reserved: Mutex::new(Vec::new()) })
+        };
+        let mut space = open_space(sb.takeover_groups)?;
+        let mut segments = Some(Vec::new());
+        if !options.read_only {
+            segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
+            if segments.is_none() {
+                // The room that the epoch before has left for a take-over: this is one.
+                space = open_space(0)?;
+                segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
+            }
+        }
+        let segments = segments.ok_or_else(|| {
+            FsError::Volume(
+                "the volume is full: there is no room for a new journal; enlarge the device".into(),
+            )
+        })?;
         let epoch = Epoch(base.epoch.0 + 1);
         let (journal, claim) = if options.read_only {
             (idle_journal(&recovered, base.epoch), None)
         } else {
-            let segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
             let last = (recovered.end.lsn, recovered.end.crc);
             let journal =
                 JournalWriter::new(sb.uuid, epoch, options.node_id, segments, sb.segment_blocks, last);
@@ -246,7 +262,8 @@ fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<Group
 }
 
 /// Takes the journal segments of a new epoch. The groups they are in are reserved by the claim.
-fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Vec<BlockNr>> {
+/// `None`: there is no room.
+fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Option<Vec<BlockNr>>> {
     let mut segments = Vec::new();
     let mut goal = None;
     while segments.len() < count as usize {
@@ -263,15 +280,14 @@ fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Vec<BlockNr>>
             }
             Err(AllocError::Failed(e)) => return Err(e),
             Err(_) => {
-                return Err(FsError::Volume(
-                    "no room for a new journal: the volume is full; free space can only be made after a mount, \
-                     so enlarge the device"
-                        .into(),
-                ));
+                for start in segments {
+                    space.kept.remove(BlockRun::new(start, blocks));
+                }
+                return Ok(None);
             }
         }
     }
-    Ok(segments)
+    Ok(Some(segments))
 }
 
 fn claim_slot(
