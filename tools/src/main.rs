@@ -2,6 +2,7 @@
 
 mod daemon;
 mod engine;
+mod fsck;
 mod logging;
 mod mkfs;
 mod mount;
@@ -23,6 +24,9 @@ use clap::error::ErrorKind;
 /// Exit code of a failed mount or unmount, as mount(8) has it.
 const MOUNT_FAILURE: u8 = 32;
 
+/// Exit code of a check that could not be done, as fsck(8) has it.
+const FSCK_FAILURE: u8 = 8;
+
 /// A file system for databases.
 #[derive(Debug, Parser)]
 #[command(name = "dbfs", version)]
@@ -36,6 +40,7 @@ enum Command {
     Mkfs(mkfs::Args),
     Mount(mount::Args),
     Umount(umount::Args),
+    Fsck(fsck::Args),
 }
 
 impl Command {
@@ -44,6 +49,7 @@ impl Command {
             Command::Mkfs(args) => mkfs::run(args),
             Command::Mount(args) => mount::run(args),
             Command::Umount(args) => umount::run(args),
+            Command::Fsck(args) => fsck::run(args),
         }
     }
 
@@ -52,6 +58,7 @@ impl Command {
             Command::Mkfs(_) => "mkfs",
             Command::Mount(_) => "mount",
             Command::Umount(_) => "umount",
+            Command::Fsck(_) => "fsck",
         }
     }
 
@@ -60,6 +67,7 @@ impl Command {
         match self {
             Command::Mkfs(_) => 1,
             Command::Mount(_) | Command::Umount(_) => MOUNT_FAILURE,
+            Command::Fsck(_) => FSCK_FAILURE,
         }
     }
 }

@@ -252,3 +252,40 @@ fn recording_and_other_options() {
     drop(f);
     v.ok(&["umount", "MNT"]);
 }
+
+#[test]
+fn fsck_tells_good_from_bad() {
+    let v = Volume::made();
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    fs::write(v.mnt().join("f"), vec![0xa5; 200_000]).unwrap();
+    v.ok(&["umount", "MNT"]);
+    assert!(v.ok(&["fsck", "-n", "IMAGE"]).contains("clean"));
+    assert!(v.ok(&["fsck", "-n", "--data", "IMAGE"]).contains("pages of data verified"));
+    let json = v.ok(&["fsck", "-n", "--json", "IMAGE"]);
+    assert!(json.starts_with('{') && json.contains("\"problems\": []"), "{json}");
+
+    // A byte of the file's data rots.
+    let image = OpenOptions::new().read(true).write(true).open(v.image()).unwrap();
+    let bytes = fs::read(v.image()).unwrap();
+    let at = bytes.windows(4096).step_by(4096).position(|b| b.iter().all(|&b| b == 0xa5)).unwrap() * 4096;
+    image.write_all_at(&[0], at as u64 + 100).unwrap();
+    v.ok(&["fsck", "-n", "IMAGE"]);
+    v.fails(&["fsck", "-n", "--data", "IMAGE"], 4, &["/f", "PROBLEM"]);
+    let (code, json) = v.run(&["fsck", "-n", "--data", "--json", "IMAGE"]);
+    assert!(code == 4 && json.contains("data-checksum"), "{json}");
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    let error = fs::read(v.mnt().join("f")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(v.log().contains("checksum"), "{}", v.log());
+    v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn fsck_says_why_it_cannot_check() {
+    let v = Volume::new();
+    v.fails(&["fsck", "-n", "IMAGE"], 8, &["volume.img"]);
+    File::create(v.image()).unwrap().set_len(64 << 20).unwrap();
+    v.fails(&["fsck", "-n", "IMAGE"], 8, &["volume.img", "not a dbfs volume"]);
+    v.fails(&["fsck", "IMAGE"], 16, &["-n"]);
+    v.fails(&["fsck", "-n"], 16, &["VOLUME"]);
+}
