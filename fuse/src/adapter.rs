@@ -6,16 +6,17 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use fs_core::api::{Attr, FsOps, Owner, SetAttr};
+use fs_core::api::{Attr, FsOps, IoFlags, Owner, SetAttr};
 use fs_core::{FsError, Ino, Result};
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    Version, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, Version, WriteFlags,
 };
 
 use crate::buffer::with_buffer;
@@ -41,19 +42,58 @@ const GENERATION: Generation = Generation(0);
 /// No file handle carries anything: all that matters is in the request.
 const NO_HANDLE: FileHandle = FileHandle(0);
 
+/// What the adapter and the session that runs it learn from each other.
+#[derive(Default)]
+pub(crate) struct Link {
+    /// What was agreed with the kernel; set in the handshake.
+    pub(crate) features: OnceLock<Features>,
+    /// The way to tell the kernel something unasked; set after the handshake.
+    pub(crate) notifier: OnceLock<Notifier>,
+}
+
 /// Connects one file system to one mount.
 pub(crate) struct Adapter {
     fs: Arc<dyn FsOps>,
     opens: OpenTable,
     cached_opens: bool,
-    features: Arc<OnceLock<Features>>,
+    link: Arc<Link>,
     direct_handles: bool,
+    /// The kernel may remember that some file has a set-user-id or set-group-id bit.
+    set_ids_shown: AtomicBool,
 }
 
 impl Adapter {
-    /// An adapter for `fs` that tells what it agreed with the kernel through `features`.
-    pub(crate) fn new(fs: Arc<dyn FsOps>, cached_opens: bool, features: Arc<OnceLock<Features>>) -> Self {
-        Self { fs, opens: OpenTable::default(), cached_opens, features, direct_handles: false }
+    /// An adapter for `fs`.
+    pub(crate) fn new(fs: Arc<dyn FsOps>, cached_opens: bool, link: Arc<Link>) -> Self {
+        let set_ids_shown = AtomicBool::new(false);
+        Self { fs, opens: OpenTable::default(), cached_opens, link, direct_handles: false, set_ids_shown }
+    }
+
+    /// The attributes as the kernel wants them.
+    fn show(&self, attr: &Attr) -> FileAttr {
+        if attr.perm & convert::SET_IDS != 0 && !self.set_ids_shown.load(Ordering::Relaxed) {
+            self.set_ids_shown.store(true, Ordering::Relaxed);
+        }
+        convert::file_attr(attr)
+    }
+
+    /// True if a write with `flags` takes away bits that the kernel remembers. Before a buffered
+    /// write the kernel clears them itself; with a direct one it leaves that to us and goes on
+    /// believing in them.
+    fn write_clears_set_ids(&self, ino: Ino, flags: IoFlags) -> bool {
+        flags.direct
+            && flags.kill_priv
+            && self.set_ids_shown.load(Ordering::Relaxed)
+            && self.fs.getattr(ino).is_ok_and(|attr| attr.perm & convert::SET_IDS != 0)
+    }
+
+    /// Makes the kernel ask for the attributes of `ino` again.
+    fn forget_attributes(&self, ino: Ino) {
+        // A negative offset leaves the content alone, so that this takes no lock in the kernel.
+        let told = self.link.notifier.get().map(|n| n.inval_inode(INodeNo(ino.get()), -1, 0));
+        if let Some(Err(e)) = told {
+            tracing::warn!("cannot make the kernel forget the attributes of inode {ino}: {e}");
+        }
     }
 
     /// Runs one operation of the file system: errors and panics become an errno, and what no
@@ -83,7 +123,7 @@ impl Adapter {
         f: impl FnOnce(&dyn FsOps) -> Result<Attr>,
     ) {
         match self.run(what, ino, f) {
-            Ok(attr) => reply.entry(&TTL, &convert::file_attr(&attr), GENERATION),
+            Ok(attr) => reply.entry(&TTL, &self.show(&attr), GENERATION),
             Err(e) => reply.error(e),
         }
     }
@@ -171,7 +211,7 @@ impl fuser::Filesystem for Adapter {
             max_write: MAX_WRITE,
         };
         // Set once: there is one handshake.
-        let _ = self.features.set(features);
+        let _ = self.link.features.set(features);
         Ok(())
     }
 
@@ -183,7 +223,7 @@ impl fuser::Filesystem for Adapter {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.run("lookup", ino(parent), |fs| fs.lookup(ino(parent), name.as_bytes()));
         match found {
-            Ok(attr) => reply.entry(&TTL, &convert::file_attr(&attr), GENERATION),
+            Ok(attr) => reply.entry(&TTL, &self.show(&attr), GENERATION),
             Err(Errno::ENOENT) => reply.entry(&TTL, &convert::missing(), GENERATION),
             Err(e) => reply.error(e),
         }
@@ -191,7 +231,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.run("getattr", ino(node), |fs| fs.getattr(ino(node))) {
-            Ok(attr) => reply.attr(&TTL, &convert::file_attr(&attr)),
+            Ok(attr) => reply.attr(&TTL, &self.show(&attr)),
             Err(e) => reply.error(e),
         }
     }
@@ -223,7 +263,7 @@ impl fuser::Filesystem for Adapter {
             mtime: mtime.map(convert::set_time),
         };
         match self.run("setattr", ino(node), |fs| fs.setattr(ino(node), &changes)) {
-            Ok(attr) => reply.attr(&TTL, &convert::file_attr(&attr)),
+            Ok(attr) => reply.attr(&TTL, &self.show(&attr)),
             Err(e) => reply.error(e),
         }
     }
@@ -324,7 +364,7 @@ impl fuser::Filesystem for Adapter {
             Ok(attr) => {
                 self.opens.opened(attr.ino);
                 let open_flags = convert::fopen_flags(OpenFlags(flags), self.direct_handles);
-                reply.created(&TTL, &convert::file_attr(&attr), GENERATION, NO_HANDLE, open_flags);
+                reply.created(&TTL, &self.show(&attr), GENERATION, NO_HANDLE, open_flags);
             }
             Err(e) => reply.error(e),
         }
@@ -363,7 +403,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let flags = convert::write_flags(flags, write_flags);
-        match self.run("write", ino(node), |fs| fs.write(ino(node), offset, data, flags)) {
+        let clears_set_ids = self.write_clears_set_ids(ino(node), flags);
+        let written = self.run("write", ino(node), |fs| fs.write(ino(node), offset, data, flags));
+        if clears_set_ids {
+            self.forget_attributes(ino(node));
+        }
+        match written {
             Ok(n) => reply.written(n as u32),
             Err(e) => reply.error(e),
         }
@@ -422,7 +467,10 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let dir = ino(node);
-        match self.run("readdir", dir, |fs| dirs::list_with_attributes(fs, dir, offset, &TTL, &mut reply)) {
+        let show = |attr: &Attr| self.show(attr);
+        let listed = self
+            .run("readdir", dir, |fs| dirs::list_with_attributes(fs, dir, offset, &TTL, &show, &mut reply));
+        match listed {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
         }

@@ -13,6 +13,9 @@ const BLKSIZE: u32 = 4096;
 /// Permission bits of a mode.
 const PERM_BITS: u32 = 0o7777;
 
+/// Set-user-id and set-group-id.
+pub(crate) const SET_IDS: u32 = 0o6000;
+
 pub(crate) fn ino(nodeid: INodeNo) -> Ino {
     Ino(nodeid.0)
 }

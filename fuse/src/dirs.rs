@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use fs_core::Ino;
 use fs_core::Result;
-use fs_core::api::{DirEntry, FsOps};
-use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fs_core::api::{Attr, DirEntry, FsOps};
+use fuser::{FileAttr, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use crate::convert;
 
@@ -23,6 +23,9 @@ pub(crate) fn list(fs: &dyn FsOps, dir: Ino, cookie: u64, reply: &mut ReplyDirec
     })
 }
 
+/// Turns attributes into what the kernel wants.
+type Show<'a> = &'a dyn Fn(&Attr) -> FileAttr;
+
 /// Fills `reply` with names and attributes from `cookie` on. Attributes are fetched after the file
 /// system's `readdir` has returned, because it may hold locks that `getattr` takes.
 pub(crate) fn list_with_attributes(
@@ -30,6 +33,7 @@ pub(crate) fn list_with_attributes(
     dir: Ino,
     mut cookie: u64,
     ttl: &Duration,
+    show: Show<'_>,
     reply: &mut ReplyDirectoryPlus,
 ) -> Result<()> {
     let mut batch: Vec<DirEntry> = Vec::with_capacity(BATCH);
@@ -43,7 +47,7 @@ pub(crate) fn list_with_attributes(
             room
         })?;
         for entry in &batch {
-            if add_with_attributes(fs, entry, ttl, reply) {
+            if add_with_attributes(fs, entry, ttl, show, reply) {
                 return Ok(());
             }
         }
@@ -60,13 +64,14 @@ fn add_with_attributes(
     fs: &dyn FsOps,
     entry: &DirEntry,
     ttl: &Duration,
+    show: Show<'_>,
     reply: &mut ReplyDirectoryPlus,
 ) -> bool {
     let (attr, ttl) = match fs.getattr(entry.ino) {
-        Ok(attr) => (convert::file_attr(&attr), *ttl),
+        Ok(attr) => (show(&attr), *ttl),
         Err(_) => {
             let kind = convert::file_type(entry.kind);
-            (fuser::FileAttr { kind, ..convert::missing() }, Duration::ZERO)
+            (FileAttr { kind, ..convert::missing() }, Duration::ZERO)
         }
     };
     let name = OsStr::from_bytes(&entry.name);

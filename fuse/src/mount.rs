@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fs_core::api::FsOps;
@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Link};
 use crate::config::{Features, MountConfig};
 
 /// The device every FUSE file system is served through.
@@ -28,8 +28,8 @@ const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// [`Mounted::run`] serves them. No thread has been started yet.
 pub fn mount(fs: Arc<dyn FsOps>, dir: &Path, config: &MountConfig) -> io::Result<Mounted> {
     let dir = dir.canonicalize()?;
-    let features = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(fs, config.cached_opens, features.clone());
+    let link = Arc::new(Link::default());
+    let adapter = Adapter::new(fs, config.cached_opens, link.clone());
     let session = if rustix::process::geteuid().is_root() {
         let device = mount_as_root(&dir, config)?;
         Session::from_fd(adapter, device, SessionACL::All, session_config(config)).inspect_err(|_| {
@@ -40,7 +40,10 @@ pub fn mount(fs: Arc<dyn FsOps>, dir: &Path, config: &MountConfig) -> io::Result
         Session::new(adapter, &dir, &session_config(config))?
     };
     let mount_id = mount_id(&dir)?;
-    let features = *features.get().ok_or_else(|| io::Error::other("the kernel skipped the handshake"))?;
+    // Set once: there is one session.
+    let _ = link.notifier.set(session.notifier());
+    let features =
+        *link.features.get().ok_or_else(|| io::Error::other("the kernel skipped the handshake"))?;
     Ok(Mounted { session, features, place: Unmounter { dir, mount_id } })
 }
 
