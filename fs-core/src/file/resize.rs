@@ -34,7 +34,13 @@ impl Volume {
         // Zeros of the last page go into the journal; see `home_inline`.
         let no_homing = self.homing.read();
         let _range = inode.ranges.lock_all();
-        let old = inode.state.lock().item.size;
+        let (old, deleted) = {
+            let state = inode.state.lock();
+            (state.item.size, state.deleted)
+        };
+        if deleted {
+            return Err(FsError::STALE);
+        }
         let mut changes = Vec::new();
         if size < old {
             if !mutants::active(Mutant::KeepTruncatedTail) {
@@ -184,6 +190,9 @@ impl Volume {
         let _range = inode.ranges.lock_all();
         let now = self.env.now();
         let mut state = inode.state.lock();
+        if state.deleted {
+            return Err(FsError::STALE);
+        }
         state.touch_content(now);
         if mode == Fallocate::Allocate && state.item.size < end {
             state.item.size = end;

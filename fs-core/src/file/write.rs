@@ -1,5 +1,7 @@
 //! Writing: which way a write goes, and the buffered way.
 
+use std::sync::Arc;
+
 use crate::api::{FileType, IoFlags};
 use crate::cache::{Frame, FrameData};
 use crate::error::{FsError, Result};
@@ -78,10 +80,15 @@ impl Volume {
         if deleted {
             return Err(FsError::STALE);
         }
-        // All frames before any byte: a failed read must not leave half of the write in the cache.
-        let frames = (first.0..=last.0)
-            .map(|p| self.frame_for_write(inode, PageNr(p), offset, data.len(), size))
+        // What must be read comes first: a failed read must leave neither half of the write nor an
+        // empty page in the cache.
+        let loaded = (first.0..=last.0)
+            .map(|p| self.frame_to_keep(inode, PageNr(p), offset, data.len(), size))
             .collect::<Result<Vec<_>>>()?;
+        let frames: Vec<Arc<Frame>> = (first.0..=last.0)
+            .zip(loaded)
+            .map(|(p, frame)| frame.unwrap_or_else(|| self.fresh_frame(inode, PageNr(p))))
+            .collect();
         let now_ns = self.env.monotonic_ns();
         for (i, frame) in frames.iter().enumerate() {
             let page = PageNr(first.0 + i as u64);
@@ -115,31 +122,41 @@ impl Volume {
         Ok(())
     }
 
-    /// The frame a write goes to: fresh if no old byte of the page survives, else loaded.
-    fn frame_for_write(
+    /// The frame a write goes to, if it is cached or old bytes of the page survive; `None`: it takes
+    /// a fresh one.
+    fn frame_to_keep(
         &self,
         inode: &Inode,
         page: PageNr,
         offset: u64,
         len: usize,
         size: u64,
-    ) -> Result<std::sync::Arc<Frame>> {
+    ) -> Result<Option<Arc<Frame>>> {
         let start = self.page_size().start_of(page);
         let end = start + self.page_bytes() as u64;
         let covers_old_bytes = offset <= start && (offset + len as u64 >= end.min(size));
         let fresh = start >= size || covers_old_bytes;
-        if fresh && self.cache.get(inode.ino, page).is_none() {
-            let frame = Frame::new(blockdev::AlignedBuf::zeroed(self.page_bytes()));
-            let frame = self.cache.insert(inode.ino, page, frame);
-            // Bytes that recovery found in the journal for this page are overwritten in memory. Until
-            // the new ones are at home the journal has the only durable copy: as inline as before.
-            if self.patches.lock().remove(inode.ino, page).is_some() {
-                frame.data.write().inline = true;
-                inode.unhomed.lock().insert(page, frame.clone());
-            }
-            return Ok(frame);
+        if fresh {
+            return Ok(self.cache.get(inode.ino, page));
         }
-        self.load_frame(inode, page)
+        self.load_frame(inode, page).map(Some)
+    }
+
+    /// An empty frame for a page of which no old byte survives.
+    fn fresh_frame(&self, inode: &Inode, page: PageNr) -> Arc<Frame> {
+        let frame = Frame::new(blockdev::AlignedBuf::zeroed(self.page_bytes()));
+        let frame = self.cache.insert(inode.ino, page, frame);
+        // Bytes that recovery found in the journal for this page are overwritten in memory. Until
+        // the new ones are at home the journal has the only durable copy: as inline as before. A
+        // checkpoint finds the page in one place or the other at any moment.
+        let mut patches = self.patches.lock();
+        if patches.get(inode.ino, page).is_some() {
+            frame.data.write().inline = true;
+            inode.unhomed.lock().insert(page, frame.clone());
+            self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
+            patches.remove(inode.ino, page);
+        }
+        frame
     }
 
     /// Extends the dirty range of a frame.

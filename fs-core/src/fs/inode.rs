@@ -117,52 +117,75 @@ const SHARDS: usize = 16;
 /// Inodes a shard keeps before it drops unused ones.
 const SHARD_TARGET: usize = 4096;
 
+#[derive(Debug, Default)]
+struct Shard {
+    inodes: HashMap<Ino, Arc<Inode>>,
+    /// How often inodes were taken out.
+    removals: u64,
+}
+
 /// All inodes in memory, bounded by dropping those nobody uses.
 #[derive(Debug)]
 pub(crate) struct InodeTable {
-    shards: Vec<Mutex<HashMap<Ino, Arc<Inode>>>>,
+    shards: Vec<Mutex<Shard>>,
     /// Inodes with dirty pages, inline pages or lazy times, and since when (monotonic ns).
     pub(crate) dirty: Mutex<BTreeMap<Ino, u64>>,
 }
 
 impl InodeTable {
     pub(crate) fn new() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
-            dirty: Mutex::new(BTreeMap::new()),
-        }
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), dirty: Mutex::new(BTreeMap::new()) }
     }
 
-    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
         &self.shards[(ino.0 % SHARDS as u64) as usize]
     }
 
     /// The inode, read from the metadata if it is not in memory; ESTALE if it does not exist.
     pub(crate) fn get(&self, meta: &MetaStore, ino: Ino) -> Result<Arc<Inode>> {
-        if let Some(inode) = self.shard(ino).lock().get(&ino) {
-            return Ok(inode.clone());
+        loop {
+            let removals = {
+                let shard = self.shard(ino).lock();
+                if let Some(inode) = shard.inodes.get(&ino) {
+                    return Ok(inode.clone());
+                }
+                shard.removals
+            };
+            let value = meta.item(&Key::new(ino, ItemKind::Inode, 0))?.ok_or(FsError::STALE)?;
+            let item = InodeItem::decode(&value).ok_or_else(|| {
+                FsError::corrupt("inode item", BlockNr(0), format!("inode {ino}: impossible values"))
+            })?;
+            // If the inode came and went meanwhile, it may have changed or been deleted.
+            if let Some(inode) = self.add_if(ino, item, |shard| shard.removals == removals) {
+                return Ok(inode);
+            }
         }
-        let value = meta.item(&Key::new(ino, ItemKind::Inode, 0))?.ok_or(FsError::STALE)?;
-        let item = InodeItem::decode(&value).ok_or_else(|| {
-            FsError::corrupt("inode item", BlockNr(0), format!("inode {ino}: impossible values"))
-        })?;
-        Ok(self.add(ino, item))
     }
 
-    /// Puts an inode that was just read or made into the table.
+    /// Puts an inode that was just made into the table.
     pub(crate) fn add(&self, ino: Ino, item: InodeItem) -> Arc<Inode> {
+        let inode = self.add_if(ino, item, |_| true);
+        inode.expect("nothing was asked of the table")
+    }
+
+    /// The inode if it is in the table; else puts it there, if `ok`.
+    fn add_if(&self, ino: Ino, item: InodeItem, ok: impl FnOnce(&Shard) -> bool) -> Option<Arc<Inode>> {
         let mut shard = self.shard(ino).lock();
-        if let Some(inode) = shard.get(&ino) {
-            return inode.clone();
+        if let Some(inode) = shard.inodes.get(&ino) {
+            return Some(inode.clone());
         }
-        if shard.len() >= SHARD_TARGET {
+        if !ok(&shard) {
+            return None;
+        }
+        if shard.inodes.len() >= SHARD_TARGET {
             let dirty = self.dirty.lock();
             let keep = |i: &Arc<Inode>| {
                 Arc::strong_count(i) > 1 || dirty.contains_key(&i.ino) || i.state.lock().opens > 0
             };
             // A quarter of the shard at a time, so that the sweep is paid rarely.
             let mut spare = SHARD_TARGET / 4;
-            shard.retain(|_, i| {
+            shard.removals += 1;
+            shard.inodes.retain(|_, i| {
                 let go = spare > 0 && !keep(i);
                 spare -= usize::from(go);
                 !go
@@ -181,14 +204,16 @@ impl InodeTable {
             }),
             unhomed: Mutex::new(BTreeMap::new()),
         });
-        shard.insert(ino, inode.clone());
-        inode
+        shard.inodes.insert(ino, inode.clone());
+        Some(inode)
     }
 
     /// Forgets a deleted inode.
     pub(crate) fn forget(&self, ino: Ino) {
         self.dirty.lock().remove(&ino);
-        self.shard(ino).lock().remove(&ino);
+        let mut shard = self.shard(ino).lock();
+        shard.inodes.remove(&ino);
+        shard.removals += 1;
     }
 
     /// Remembers that the inode has something to be written.

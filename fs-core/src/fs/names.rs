@@ -12,7 +12,7 @@ use crate::error::{FsError, Result};
 use crate::format::node::MAX_VALUE;
 use crate::format::{Change, InodeItem, ItemKind, Key};
 use crate::mutants::{self, Mutant};
-use crate::types::Ino;
+use crate::types::{BlockNr, Ino};
 use crate::volume::Volume;
 
 /// Most names of a file.
@@ -139,7 +139,7 @@ impl Volume {
             if entry.kind == FileType::Directory {
                 return Err(FsError::IS_DIR);
             }
-            let inode = self.inodes.get(&self.meta, entry.ino)?;
+            let inode = self.named(&dir, entry.ino)?;
             let now = self.env.now();
             let (mut state, mut parent_state) = lock_two(&inode, &dir);
             let mut changes = vec![bucket.remove(name)];
@@ -169,7 +169,7 @@ impl Volume {
             if entry.kind != FileType::Directory {
                 return Err(FsError::NOT_DIR);
             }
-            let child = self.inodes.get(&self.meta, entry.ino)?;
+            let child = self.named(&dir, entry.ino)?;
             let now = self.env.now();
             let (mut state, mut parent_state) = lock_two(&child, &dir);
             if state.item.size > 0 {
@@ -185,12 +185,22 @@ impl Volume {
         };
         gone.map_or(Ok(()), |inode| self.delete_inode(&inode))
     }
+
+    /// The inode that an entry of `dir` names: never `dir` itself, whatever the device says.
+    fn named(&self, dir: &Inode, ino: Ino) -> Result<Arc<Inode>> {
+        if ino == dir.ino {
+            let detail = format!("directory {ino} contains itself");
+            return Err(FsError::corrupt("directory item", BlockNr(0), detail));
+        }
+        self.inodes.get(&self.meta, ino)
+    }
 }
 
 /// Keys of the items that hold a symbolic link's target of `len` bytes: all but the last one hold
 /// [`MAX_VALUE`] bytes.
 pub(crate) fn symlink_keys(ino: Ino, len: usize) -> impl Iterator<Item = Key> {
-    (0..len.div_ceil(MAX_VALUE) as u64).map(move |part| Key::new(ino, ItemKind::Symlink, part))
+    (0..len.min(SYMLINK_MAX).div_ceil(MAX_VALUE) as u64)
+        .map(move |part| Key::new(ino, ItemKind::Symlink, part))
 }
 
 fn new_item(new: &NewInode<'_>, parent: &InodeItem, parent_ino: Ino, now: Timestamp) -> InodeItem {

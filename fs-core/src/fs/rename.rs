@@ -1,6 +1,6 @@
 //! rename(2), with RENAME_NOREPLACE and RENAME_EXCHANGE.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
@@ -13,7 +13,7 @@ use crate::error::{FsError, Result};
 use crate::format::Change;
 use crate::format::dirent::NameEntry;
 use crate::mutants::{self, Mutant};
-use crate::types::Ino;
+use crate::types::{BlockNr, Ino};
 use crate::volume::Volume;
 
 /// One end of a rename.
@@ -203,7 +203,9 @@ impl Volume {
     /// EINVAL if `dir` is `ancestor` or below it.
     fn check_not_inside(&self, ancestor: Ino, dir: Ino) -> Result<()> {
         let mut at = dir;
-        loop {
+        let mut seen = HashSet::new();
+        // Every directory once: the device may say that two of them contain each other.
+        while seen.insert(at) {
             if at == ancestor {
                 return Err(FsError::INVALID);
             }
@@ -216,6 +218,7 @@ impl Volume {
             }
             at = parent;
         }
+        Err(FsError::corrupt("directory", BlockNr(0), format!("directory {dir} is not below the root")))
     }
 }
 

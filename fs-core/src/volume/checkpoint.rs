@@ -116,7 +116,7 @@ impl Volume {
         let (root, list) = match written.and_then(|w| drained.map(|()| w)) {
             Ok(w) => w,
             Err(e) => {
-                sink.quarantine();
+                sink.give_back();
                 return Err(e);
             }
         };
@@ -127,6 +127,8 @@ impl Volume {
         let slot = self.next_slot(state, point, &frozen, &sink, root, list)?;
         self.write_slot(&slot)?;
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        // The new bitmaps show the old nodes as free; they are not, yet.
+        sink.freed.iter().for_each(|run| self.space.held.add(*run));
         let old = self.meta.install(TreeState {
             root: crate::tree::TreeRoot { ptr: root_node(&slot.tree), height: slot.tree.height },
             pending,
@@ -249,7 +251,9 @@ impl Volume {
         self.device.flush().map_err(|e| {
             self.commit.fail(&e.to_string());
             FsError::from(e)
-        })
+        })?;
+        // If another flush has failed, its writes may be lost although this one went well.
+        self.check_writable()
     }
 
     /// The new root is durable: lets go of what only the root before last needed.
@@ -282,6 +286,7 @@ impl Volume {
                 tracing::error!(error = %e, "a block of an old checkpoint is not in use");
             }
             self.space.kept.remove(run);
+            self.space.held.remove(run);
         }
         self.space.publish(slot.durable_lsn);
         state.slot = slot;
@@ -346,13 +351,19 @@ impl<'a> Sink<'a> {
         taken.chain(self.freed.iter().map(|run| PendingEntry { run: *run, used: false })).collect()
     }
 
-    /// The checkpoint failed: its blocks may hold anything, and the node cache knows them.
-    fn quarantine(&mut self) {
-        for addr in self.taken.drain(..) {
-            self.volume.quarantine(BlockRun::new(addr, NODE_BLOCKS));
-        }
-        if let Some(run) = self.list.take() {
-            self.volume.quarantine(run);
+    /// The checkpoint failed and nothing leads to its blocks. They are free again, unless a write to
+    /// one of them failed: then they stay out of use (rule R1). So a checkpoint that finds no space
+    /// does not take away more of it each time.
+    fn give_back(&mut self) {
+        let list = self.list.take();
+        list.iter().for_each(|run| self.volume.space.kept.remove(*run));
+        let nodes = self.taken.drain(..).map(|addr| BlockRun::new(addr, NODE_BLOCKS));
+        for run in nodes.chain(list) {
+            if self.failed.is_some() {
+                self.volume.quarantine(run);
+            } else if let Err(e) = self.volume.space.alloc.free_unwritten(run) {
+                tracing::error!(error = %e, "blocks of a failed checkpoint were not in use");
+            }
         }
     }
 }
@@ -491,4 +502,29 @@ fn compact(mut ranges: Vec<GroupRange>) -> Vec<GroupRange> {
         ranges[i].count = (next.first.0 + u64::from(next.count) - ranges[i].first.0) as u32;
     }
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Change;
+
+    /// Data freed blocks while a checkpoint ran, and the checkpoint put a node there: the next one's
+    /// bitmap shows them in use.
+    #[test]
+    fn a_node_in_freed_blocks_is_in_use() {
+        let freed = BlockRun::new(BlockNr(100), 8);
+        let mut delta = Delta::default();
+        delta.apply(&Change::Free { run: freed }, Lsn(9), 4);
+        let pending = [PendingEntry { run: BlockRun::new(BlockNr(104), NODE_BLOCKS), used: true }];
+        let mut old = [0; 128];
+        mark(&mut old, 100, 8, true);
+        let old = encode_piece(&old).unwrap();
+        let key = Key::new(Ino::SYSTEM, ItemKind::Bitmap, 0);
+        let ItemChange::Update(update) = update_bitmap(&delta, &pending, key) else { unreachable!() };
+        let new = decode_piece(&update(Some(&old)).unwrap().unwrap()).unwrap();
+        let mut want = [0; 128];
+        mark(&mut want, 104, 4, true);
+        assert_eq!(new, want);
+    }
 }

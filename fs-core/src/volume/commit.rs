@@ -260,11 +260,9 @@ impl Volume {
         if self.meta.applied_lsn() > self.commit.durable() {
             return self.commit();
         }
-        self.unflushed.store(0, Ordering::SeqCst);
-        self.device.flush().map_err(|e| {
-            self.commit.fail(&e.to_string());
-            FsError::from(e)
-        })
+        // Only a leader may count data as flushed: another one would leave out the flush that the
+        // data still needs.
+        self.write_empty_record()
     }
 }
 

@@ -78,9 +78,11 @@ impl Volume {
         let sb = recovered.superblock.clone();
         let base = recovered.slot.clone();
         let kept = Arc::new(KeptBlocks::default());
+        let held_blocks = Arc::new(KeptBlocks::default());
         keep_recovered(&recovered, &kept);
         let tree = tree_state(&mut recovered);
         let held: Vec<BlockRun> = tree.pending.iter().filter(|e| !e.used).map(|e| e.run).collect();
+        held.iter().for_each(|run| held_blocks.add(*run));
         let used_blocks = recovered.delta.used_blocks;
         let excluded = excluded_groups(&recovered, device.as_ref());
         let cache = NodeCache::new(device.clone(), sb.uuid, options.node_cache_bytes);
@@ -104,12 +106,12 @@ impl Volume {
         let loader: Arc<dyn GroupLoader> = Arc::new(BitmapLoader {
             meta: meta.clone(),
             kept: kept.clone(),
+            held: held_blocks.clone(),
             group_blocks: sb.group_blocks,
             first_data_block: sb.first_data_block,
             end: BlockNr(geometry.total_blocks),
         });
         let free = base.free_blocks.saturating_add_signed(-used_blocks);
-        let held_blocks: u64 = held.iter().map(|r| u64::from(r.len)).sum();
         let open_space = |takeover_groups: u32| -> Result<Space> {
             let config = Config {
                 takeover_groups,
@@ -118,8 +120,9 @@ impl Volume {
             };
             let alloc = Allocator::new(geometry, config, loader.clone())?;
             alloc.exclude(&excluded)?;
-            alloc.set_free(free.saturating_sub(kept.total() + held_blocks))?;
-            Ok(Space { alloc, kept: kept.clone(), reserved: Mutex::new(Vec::new()) })
+            alloc.set_free(free.saturating_sub(kept.total() + held_blocks.total()))?;
+            let (kept, held) = (kept.clone(), held_blocks.clone());
+            Ok(Space { alloc, kept, held, reserved: Mutex::new(Vec::new()) })
         };
         let mut space = open_space(sb.takeover_groups)?;
         let mut segments = Some(Vec::new());

@@ -47,6 +47,7 @@ impl KeptBlocks {
 pub(crate) struct BitmapLoader {
     pub(crate) meta: Arc<MetaStore>,
     pub(crate) kept: Arc<KeptBlocks>,
+    pub(crate) held: Arc<KeptBlocks>,
     pub(crate) group_blocks: u32,
     pub(crate) first_data_block: BlockNr,
     pub(crate) end: BlockNr,
@@ -90,6 +91,7 @@ impl GroupLoader for BitmapLoader {
             mark(entry.run, true);
         }
         self.kept.for_each(&mut |run| mark(run, true));
+        self.held.for_each(&mut |run| mark(run, true));
         mark(BlockRun::new(BlockNr(0), self.first_data_block.0 as u32), true);
         if start.0 + len > self.end.0 {
             mark(BlockRun::new(self.end, (start.0 + len - self.end.0) as u32), true);
@@ -102,6 +104,9 @@ impl GroupLoader for BitmapLoader {
 pub(crate) struct Space {
     pub(crate) alloc: Allocator,
     pub(crate) kept: Arc<KeptBlocks>,
+    /// Nodes that no bitmap of the present tree shows, and that are not free yet: the root before
+    /// it, or somebody who reads an older tree, needs them.
+    pub(crate) held: Arc<KeptBlocks>,
     /// Groups this epoch may write to, as root slots list them.
     pub(crate) reserved: Mutex<Vec<GroupRange>>,
 }
@@ -180,8 +185,9 @@ impl Volume {
         if groups.is_empty() {
             return Err(FsError::NO_SPACE);
         }
-        let lsn = self.meta.apply(reserve_changes(groups), 0)?;
+        // Noted first: a root that leaves the record behind must name the groups itself.
         self.space.note_reserved(groups);
+        let lsn = self.meta.apply(reserve_changes(groups), 0)?;
         if !mutants::active(Mutant::UseUnflushedReservation) {
             self.commit_to(lsn)?;
         }
