@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use blockdev::recorder::SeqFile;
+use blockdev::recorder::{Log, SeqFile};
 
 use super::SIZE;
+use super::moments::Moments;
 use crate::cmd;
 use crate::pg::ledger::Clock;
 use crate::pg::{self, Install, Ledger, Server};
@@ -19,8 +20,12 @@ use crate::workdir::WorkDir;
 const CLIENTS: u32 = 4;
 const SCALE: u32 = 2;
 
-/// How long the recorded load runs.
+/// How long the recorded load runs at least, and at most if the engine is slow to write checkpoints.
 const TIME: Duration = Duration::from_secs(8);
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The checkpoints of the engine that a recording should hold.
+const CHECKPOINTS: usize = 2;
 
 /// How often PostgreSQL writes a checkpoint of its own meanwhile: it dirties data files, not only the log.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
@@ -68,13 +73,19 @@ impl Recording {
     fn load(&mut self, target: &mut Dbfs, server: &mut Server, seed: u64, clock: &Clock) -> Result<()> {
         let load = self.ledger.start(server, CLIENTS, seed, clock)?;
         let mut connection = server.connect()?;
-        for _ in 0..TIME.as_millis() / CHECKPOINT_EVERY.as_millis() {
+        let start = Instant::now();
+        while start.elapsed() < TIME || (self.checkpoints()? < CHECKPOINTS && start.elapsed() < LIMIT) {
             std::thread::sleep(CHECKPOINT_EVERY);
             connection.query("CHECKPOINT")?;
         }
         server.kill()?;
         target.crash()?;
         load.finish(&mut self.ledger)
+    }
+
+    /// The number of the engine's checkpoints so far.
+    fn checkpoints(&self) -> Result<usize> {
+        Ok(Moments::read(&Log::open(&self.log)?, self.started)?.checkpoints())
     }
 
     /// The volume as it was before the recording.
