@@ -1,6 +1,5 @@
 //! The requests of the kernel, each handed to the file system and its answer handed back.
 
-use std::any::Any;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fs_core::api::{Attr, FsOps, IoFlags, Owner, SetAttr};
-use fs_core::{FsError, Ino, Result};
+use fs_core::{Ino, Result};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -23,6 +22,7 @@ use crate::buffer::with_buffer;
 use crate::config::{Features, MAX_WRITE};
 use crate::convert::{self, ino};
 use crate::dirs;
+use crate::errors::ErrorLog;
 use crate::opens::OpenTable;
 
 /// How long the kernel may keep names and attributes. Nothing but this mount changes the volume,
@@ -58,6 +58,7 @@ pub(crate) struct Adapter {
     cached_opens: bool,
     link: Arc<Link>,
     direct_handles: bool,
+    errors: ErrorLog,
     /// The kernel may remember that some file has a set-user-id or set-group-id bit.
     set_ids_shown: AtomicBool,
 }
@@ -65,8 +66,15 @@ pub(crate) struct Adapter {
 impl Adapter {
     /// An adapter for `fs`.
     pub(crate) fn new(fs: Arc<dyn FsOps>, cached_opens: bool, link: Arc<Link>) -> Self {
-        let set_ids_shown = AtomicBool::new(false);
-        Self { fs, opens: OpenTable::default(), cached_opens, link, direct_handles: false, set_ids_shown }
+        Self {
+            fs,
+            opens: OpenTable::default(),
+            cached_opens,
+            link,
+            direct_handles: false,
+            errors: ErrorLog::default(),
+            set_ids_shown: AtomicBool::new(false),
+        }
     }
 
     /// The attributes as the kernel wants them.
@@ -106,12 +114,8 @@ impl Adapter {
     ) -> std::result::Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(|| f(&*self.fs))) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(errno(what, ino, &error)),
-            Err(panic) => {
-                let text = panic_text(&*panic);
-                tracing::error!("{what} of inode {ino} panicked, answered with EIO: {text}");
-                Err(Errno::EIO)
-            }
+            Ok(Err(error)) => Err(self.errors.errno(what, ino, &error)),
+            Err(panic) => Err(self.errors.panicked(what, ino, &*panic)),
         }
     }
 
@@ -155,24 +159,6 @@ impl Adapter {
         self.run("open", ino, |fs| fs.open(ino))?;
         self.opens.opened(ino);
         Ok(())
-    }
-}
-
-/// The errno for `error`. A refusal is an everyday answer, anything else goes to the log.
-fn errno(what: &str, ino: Ino, error: &FsError) -> Errno {
-    if !matches!(error, FsError::Posix(_)) {
-        tracing::error!("{what} of inode {ino} failed: {error}");
-    }
-    Errno::from_i32(error.errno())
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    if let Some(s) = panic.downcast_ref::<&str>() {
-        s
-    } else if let Some(s) = panic.downcast_ref::<String>() {
-        s
-    } else {
-        "(no message)"
     }
 }
 

@@ -26,6 +26,7 @@ mod buffer;
 mod config;
 mod convert;
 mod dirs;
+mod errors;
 mod mount;
 mod opens;
 

@@ -12,6 +12,7 @@ mod serve;
 mod signals;
 mod signatures;
 mod size;
+mod syslog;
 mod umount;
 
 use std::ffi::OsString;

@@ -43,8 +43,8 @@ Mount options:
   cache=SIZE             page cache (default 256M)
   threads=N              threads that serve requests (default 16)
   engine=auto|uring|pread   how requests reach the device
-  log=FILE               where the daemon's messages go (default: nowhere, or the terminal
-                         with --foreground; DBFS_LOG sets the level)
+  log=FILE               where the daemon's messages go (default: the system's log, with
+                         --foreground the terminal; DBFS_LOG=debug and the like set the level)
   record=FILE            record every write and flush of the device
   cached_opens           treat O_DIRECT opens as on kernels before 6.6";
 
@@ -92,7 +92,7 @@ fn serve_volume(
     foreground: bool,
     report: &mut Report,
 ) -> Result<()> {
-    logging::start(options.log.as_deref(), if foreground { "info" } else { "warn,dbfs=info" })?;
+    logging::start(options.log.as_deref(), !foreground)?;
     serve::serve(volume, dir, options, report)
 }
 
