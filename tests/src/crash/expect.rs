@@ -117,7 +117,10 @@ impl Expectation {
     pub fn log(&self, from: usize, to: usize) -> String {
         let line = |(i, r): (usize, &Record)| {
             let (state, acked) = (i + 1, if i < self.acked { "" } else { ", not returned" });
-            format!("state {state}: {:?}, events {}..{}, promises {:?}{acked}", r.op, r.before, r.after, r.promise)
+            format!(
+                "state {state}: {:?}, events {}..{}, promises {:?}{acked}",
+                r.op, r.before, r.after, r.promise
+            )
         };
         let some = self.records.iter().enumerate().take(to).skip(from);
         some.map(line).collect::<Vec<_>>().join("\n    ")
@@ -129,7 +132,9 @@ impl Expectation {
         for version in self.versions(ino, floor) {
             let size = version.node.map_or(0, |n| n.size());
             let op = version.first.checked_sub(1).and_then(|i| self.records.get(i));
-            let op = op.map_or("(the start)".to_string(), |r| format!("{:?}, events {}..{}", r.op, r.before, r.after));
+            let op = op.map_or("(the start)".to_string(), |r| {
+                format!("{:?}, events {}..{}", r.op, r.before, r.after)
+            });
             lines.push(format!("state {} (size {size}): {op}", version.first));
         }
         lines.join("\n    ")
