@@ -222,13 +222,31 @@ impl Allocator {
         self.slots.get(group.0).map_or_else(|| Slot::default().state(), Slot::state)
     }
 
+    /// Gives the room for a take-over up: the caller is one, and finds no other space. False if there
+    /// was none.
+    pub fn release_room(&self) -> bool {
+        let mut admin = self.admin.lock();
+        let room = std::mem::take(&mut admin.room);
+        for group in &room {
+            self.set_off_limits(self.slots.entry(group.0), |slot| slot.set_room(false));
+        }
+        self.churn.changed();
+        !room.is_empty()
+    }
+
+    /// Chooses groups as room for a take-over again, as far as there are any. May block on the loader.
+    pub fn keep_room(&self) -> Result<()> {
+        self.fill_room()
+    }
+
     /// Chooses groups as room for a take-over until there are enough: from the end of the volume,
-    /// where reservations come last, those at least half free; the emptiest if there are too few.
+    /// where reservations come last, those at least half free. Not others: on a full volume their few
+    /// free blocks are what overwrites and deletes live on (contract C9).
     pub(super) fn fill_room(&self) -> Result<()> {
         let groups = self.geometry().groups();
         let wanted = (self.config.takeover_groups as u64).min(groups / 4) as usize;
         let missing = wanted.saturating_sub(self.room_groups().len());
-        let (mut chosen, mut others) = (Vec::new(), Vec::new());
+        let mut chosen = Vec::new();
         let candidates = (0..groups).rev().map(GroupNr).filter(|&g| reservable(self.state_of(g)));
         for group in candidates.take(MAX_ROOM_LOOKS) {
             if chosen.len() >= missing {
@@ -236,13 +254,10 @@ impl Allocator {
             }
             match self.survey(group, None) {
                 Ok(survey) if survey.free >= self.base.group_blocks / 2 => chosen.push(group),
-                Ok(survey) => others.push((survey.free, group)),
+                Ok(_) => {}
                 Err(error) => tracing::warn!(%group, %error, "block group cannot be used"),
             }
         }
-        others.sort_unstable_by(|a, b| b.cmp(a));
-        chosen.extend(others.into_iter().filter(|&(free, _)| free > 0).map(|(_, group)| group));
-        chosen.truncate(missing);
         chosen.into_iter().try_for_each(|group| self.keep_as_room(group))
     }
 

@@ -1,6 +1,7 @@
 //! [`FsOps`] for a mounted volume: finds the inodes, then calls the part that does it.
 
 use super::names::{NewInode, symlink_keys};
+use crate::alloc::Purpose;
 use crate::api::{Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs};
 use crate::error::{FsError, Result};
 use crate::types::{BLOCK_SIZE, Ino};
@@ -149,9 +150,11 @@ impl FsOps for Volume {
     fn statfs(&self) -> Result<StatFs> {
         let (inodes, next_ino) = self.meta.inode_numbers();
         let sb = &self.superblock;
-        let total = sb.total_blocks - sb.first_data_block.0 - self.space.kept.total();
         let alloc = &self.space.alloc;
-        let free = (alloc.free_blocks() + alloc.limbo_blocks()).saturating_sub(sb.reserve_blocks);
+        let room = alloc.room_groups().len() as u64 * u64::from(sb.group_blocks);
+        let total = (sb.total_blocks - sb.first_data_block.0).saturating_sub(self.space.kept.total() + room);
+        let free = alloc.available_blocks(Purpose::Essential) + alloc.limbo_blocks();
+        let free = free.saturating_sub(sb.reserve_blocks);
         // Every inode takes some metadata: an estimate of how many more would fit, as XFS gives it.
         let ffree = (free * (BLOCK_SIZE as u64 / 512)).min(u64::MAX - next_ino.0);
         Ok(StatFs {

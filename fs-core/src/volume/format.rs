@@ -83,8 +83,8 @@ fn plan(bytes: u64, options: &FormatOptions, env: &dyn Env) -> Result<Superblock
         first_data_block: slots_start.plus(u64::from(slot_rows) * 2),
         segment_blocks,
         segments: SEGMENTS,
-        // At least a journal: a mount takes a new one before it can let go of the old one.
-        reserve_blocks: (total_blocks / 50).min(1 << 18).max(u64::from(segment_blocks * SEGMENTS)),
+        // With a journal: a mount takes a new one before it can let go of the old one.
+        reserve_blocks: (total_blocks / 50).min(1 << 18) + u64::from(segment_blocks * SEGMENTS),
         takeover_groups: 2,
         hash_key,
         created: env.now(),

@@ -13,7 +13,7 @@ use super::meta::{MetaStart, MetaStore, TreeState};
 use super::recover::{Recovered, recover};
 use super::space::{BitmapLoader, KeptBlocks, Space};
 use super::{MountOptions, Volume};
-use crate::alloc::{AllocError, Allocator, Class, Config, Geometry, GroupLoader, Request};
+use crate::alloc::{AllocError, Allocator, Class, Config, Geometry, GroupLoader, Purpose, Request};
 use crate::cache::PageCache;
 use crate::env::Env;
 use crate::error::{FsError, Result};
@@ -61,12 +61,32 @@ impl Volume {
         let read_only = options.read_only;
         let volume = Self::assemble(device, options, env, recovered)?;
         if !read_only {
-            if volume.checkpointer.lock().slot.journal.len() > MANY_PARTS {
-                volume.checkpoint()?;
-            }
+            volume.let_go_of_old_journals()?;
             volume.reclaim_orphans()?;
         }
         Ok(volume)
+    }
+
+    /// Makes a checkpoint before anything is served, if there are many journals of earlier epochs, or
+    /// no space to spare: then the next mount needs the space of the old ones for its own.
+    fn let_go_of_old_journals(&self) -> Result<()> {
+        let parts = self.checkpointer.lock().slot.journal.len();
+        let sb = &self.superblock;
+        let journal = u64::from(sb.segments) * u64::from(sb.segment_blocks);
+        let tight = self.space.alloc.available_blocks(Purpose::User) < journal;
+        if parts > MANY_PARTS {
+            self.checkpoint()?;
+        }
+        if parts > 1 && tight {
+            // Twice: the second one lets go of what the first one has left behind.
+            let freed = self.checkpoint_again().and_then(|()| self.checkpoint_again());
+            if let Err(e) = freed {
+                self.check_writable()?;
+                tracing::warn!(error = %e, volume = %self.device.name(), "the volume is full: delete something before it is mounted again");
+            }
+            self.space.alloc.keep_room()?;
+        }
+        Ok(())
     }
 
     fn assemble(
@@ -112,33 +132,21 @@ impl Volume {
             end: BlockNr(geometry.total_blocks),
         });
         let free = base.free_blocks.saturating_add_signed(-used_blocks);
-        let open_space = |takeover_groups: u32| -> Result<Space> {
+        let space = {
             let config = Config {
-                takeover_groups,
+                takeover_groups: sb.takeover_groups,
                 reserve_blocks: sb.reserve_blocks,
                 ..Config::for_volume(&geometry)
             };
             let alloc = Allocator::new(geometry, config, loader.clone())?;
             alloc.exclude(&excluded)?;
             alloc.set_free(free.saturating_sub(kept.total() + held_blocks.total()))?;
-            let (kept, held) = (kept.clone(), held_blocks.clone());
-            Ok(Space { alloc, kept, held, reserved: Mutex::new(Vec::new()) })
+            Space { alloc, kept, held: held_blocks, reserved: Mutex::new(Vec::new()) }
         };
-        let mut space = open_space(sb.takeover_groups)?;
-        let mut segments = Some(Vec::new());
+        let mut segments = Vec::new();
         if !options.read_only {
             segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
-            if segments.is_none() {
-                // The room that the epoch before has left for a take-over: this is one.
-                space = open_space(0)?;
-                segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
-            }
         }
-        let segments = segments.ok_or_else(|| {
-            FsError::Volume(
-                "the volume is full: there is no room for a new journal; enlarge the device".into(),
-            )
-        })?;
         let epoch = Epoch(base.epoch.0 + 1);
         let (journal, claim) = if options.read_only {
             (idle_journal(&recovered, base.epoch), None)
@@ -152,8 +160,6 @@ impl Volume {
         let kept_parts = claim.as_ref().map_or(0, |c| c.journal.len() - 1);
         let old_parts: Vec<JournalPart> =
             claim.iter().flat_map(|c| c.journal.iter().take(kept_parts).cloned()).collect();
-        let unused = base.journal.iter().filter(|p| !old_parts.iter().any(|o| o.epoch == p.epoch));
-        let unused: Vec<JournalPart> = unused.cloned().collect();
         let slot = claim.clone().unwrap_or_else(|| base.clone());
         let mut checkpointer = Checkpointer::new(slot, old_parts);
         checkpointer.held = held;
@@ -179,14 +185,14 @@ impl Volume {
             device,
         });
         if let Some(claim) = claim {
-            volume.claim(claim, &recovered, &unused)?;
+            volume.claim(claim, &recovered)?;
         }
         Ok(volume)
     }
 
     /// Makes the new epoch exist: both of its root slots, one after the other, then its first
     /// record. Nothing is served before that (rule R2).
-    fn claim(&self, claim: RootSlot, recovered: &Recovered, unused: &[JournalPart]) -> Result<()> {
+    fn claim(&self, claim: RootSlot, recovered: &Recovered) -> Result<()> {
         self.write_slot(&RootSlot { seq: 0, ..claim.clone() })?;
         let sb = &self.superblock;
         let own = RootSlot::address(sb.slots_start, sb.slot_rows, self.epoch, 1);
@@ -206,13 +212,6 @@ impl Volume {
         )?;
         self.commit_to(lsn)?;
         self.counters.epoch_changes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // Journals that changed nothing are not in the claim: their blocks are free now.
-        let len = sb.segment_blocks;
-        for run in unused.iter().flat_map(|p| p.segments.iter().map(|s| BlockRun::new(*s, len))) {
-            self.space.alloc.free_deferred(run, crate::types::Lsn(0))?;
-            self.space.kept.remove(run);
-        }
-        self.space.publish(self.commit.durable());
         Ok(())
     }
 
@@ -240,10 +239,12 @@ impl Volume {
     }
 }
 
-/// Marks what the recovered root uses beside its bitmaps: journals and the pending list.
+/// Marks what the recovered root uses beside its bitmaps: journals and the pending list. Journals
+/// that changed nothing will not be in the claim, and nothing is written before that: they are free.
 fn keep_recovered(recovered: &Recovered, kept: &KeptBlocks) {
     let len = recovered.superblock.segment_blocks;
-    for part in &recovered.slot.journal {
+    let effective = recovered.slot.journal.iter().zip(&recovered.effective).filter(|(_, e)| **e);
+    for (part, _) in effective {
         for segment in &part.segments {
             kept.add(BlockRun::new(*segment, len));
         }
@@ -265,8 +266,7 @@ fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<Group
 }
 
 /// Takes the journal segments of a new epoch. The groups they are in are reserved by the claim.
-/// `None`: there is no room.
-fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Option<Vec<BlockNr>>> {
+fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Vec<BlockNr>> {
     let mut segments = Vec::new();
     let mut goal = None;
     while segments.len() < count as usize {
@@ -282,15 +282,16 @@ fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Option<Vec<Bl
                 space.alloc.reserve_done(&suggested)?;
             }
             Err(AllocError::Failed(e)) => return Err(e),
+            // The room that the epoch before has left for a take-over: this is one.
+            Err(_) if space.alloc.release_room() => {}
             Err(_) => {
-                for start in segments {
-                    space.kept.remove(BlockRun::new(start, blocks));
-                }
-                return Ok(None);
+                return Err(FsError::Volume(
+                    "the volume is full: there is no room for a new journal; enlarge the device".into(),
+                ));
             }
         }
     }
-    Ok(Some(segments))
+    Ok(segments)
 }
 
 fn claim_slot(

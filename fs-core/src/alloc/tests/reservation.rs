@@ -169,14 +169,17 @@ fn room_stays_for_a_take_over() {
 }
 
 #[test]
-fn the_emptiest_groups_are_room_when_none_is_half_free() {
+fn a_full_volume_has_no_room_to_keep_and_room_can_be_given_up() {
     let disk = Disk::new(4096);
     disk.set(run(8, 4088), true);
     disk.set(run(700, 10), false);
-    disk.set(run(1600, 30), false);
-    disk.set(run(2700, 20), false);
+    disk.set(run(1600, 300), false);
     let a = open(4096, Config { takeover_groups: 2, ..config() }, &disk);
-    assert_eq!(a.room_groups(), [GroupNr(3), GroupNr(5)]);
+    assert_eq!(a.room_groups(), [GroupNr(3)]);
+    assert!(a.release_room() && !a.release_room());
+    assert_eq!(a.room_groups(), []);
+    a.keep_room().unwrap();
+    assert_eq!(a.room_groups(), [GroupNr(3)]);
     let tiny = open(3 * 512, Config { takeover_groups: 2, ..config() }, &Disk::new(3 * 512));
     assert_eq!(tiny.room_groups(), [], "never more than a quarter of the volume");
 }
