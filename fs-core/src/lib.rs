@@ -7,6 +7,7 @@ pub mod alloc;
 pub mod api;
 mod cache;
 mod delta;
+pub mod dump;
 pub mod env;
 mod error;
 mod file;

@@ -1,4 +1,4 @@
-//! A node of the metadata tree on the disk: see `docs/format/node.md`.
+//! A node of the metadata tree on the disk: see `docs/FORMAT.md`.
 
 mod build;
 #[cfg(test)]

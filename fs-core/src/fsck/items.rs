@@ -144,18 +144,14 @@ impl<'a> ItemCheck<'a> {
         };
         for (i, e) in entries.iter().enumerate() {
             let name = String::from_utf8_lossy(&e.name);
-            let wrong = if name_hash(&self.sb.hash_key, &e.name) != key.offset {
-                "is under a wrong hash"
-            } else if entries[..i].iter().any(|o| o.slot == e.slot) {
-                "has the slot of another name"
-            } else if entries[..i].iter().any(|o| o.name == e.name) {
-                "is there twice"
-            } else {
-                ""
-            };
-            if !wrong.is_empty() {
-                self.findings
-                    .inode(ProblemKind::Name, key.ino, || format!("the name {name:?} in it {wrong}"));
+            let others = &entries[..i];
+            let wrong = [
+                (name_hash(&self.sb.hash_key, &e.name) != key.offset, "is under a wrong hash"),
+                (others.iter().any(|o| o.slot == e.slot), "has the slot of another name"),
+                (others.iter().any(|o| o.name == e.name), "is there twice"),
+            ];
+            for (_, what) in wrong.iter().filter(|(is_wrong, _)| *is_wrong) {
+                self.findings.inode(ProblemKind::Name, key.ino, || format!("the name {name:?} in it {what}"));
             }
             self.table.name(key.ino, e);
         }

@@ -42,13 +42,15 @@ impl<'a> Merge<'a> {
     /// Over all items.
     pub(crate) fn new(delta: &'a Delta, page_blocks: u32) -> Self {
         let items = delta.items.range(..).peekable();
-        Self { delta, page_blocks, items, chunks: mapped_chunks(delta).peekable() }
+        Self { delta, page_blocks, items, chunks: mapped_chunks(delta, Ino(0), Ino(u64::MAX)).peekable() }
     }
 
-    /// Over the items from `from` to `to`, both included, which are no map items.
+    /// Over the items from `from` to `to`, both included.
     pub(crate) fn within(delta: &'a Delta, page_blocks: u32, from: Key, to: Key) -> Self {
-        let none: ChunkIter<'a> = Box::new(std::iter::empty());
-        Self { delta, page_blocks, items: delta.items.range(from..=to).peekable(), chunks: none.peekable() }
+        let items = delta.items.range(from..=to).peekable();
+        let chunks = mapped_chunks(delta, from.ino, to.ino).filter(move |k| (from..=to).contains(k));
+        let chunks: ChunkIter<'a> = Box::new(chunks);
+        Self { delta, page_blocks, items, chunks: chunks.peekable() }
     }
 
     /// The next item of the tree.
@@ -120,8 +122,8 @@ impl<'a> Merge<'a> {
 }
 
 /// Keys of the chunks that the journal gives blocks to, in order, each once.
-fn mapped_chunks(delta: &Delta) -> ChunkIter<'_> {
-    let ranges = delta.maps.iter().flat_map(|(ino, map)| map.iter().map(move |r| (*ino, r)));
+fn mapped_chunks(delta: &Delta, first: Ino, last: Ino) -> ChunkIter<'_> {
+    let ranges = delta.maps.range(first..=last).flat_map(|(ino, map)| map.iter().map(move |r| (*ino, r)));
     let blocks = ranges.filter(|(_, (.., state))| matches!(state, RunState::Blocks(_)));
     let mut last: Option<(Ino, u64)> = None;
     Box::new(

@@ -16,19 +16,22 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use blockdev::BlockDevice;
 
 pub use report::{MAX_PROBLEMS, Problem, ProblemKind, Report, Stats, VolumeSummary};
 
-pub(crate) use merge::{Item, Merge};
+pub(crate) use fixed::{FoundSlot, for_each_slot, read_copy};
+pub(crate) use merge::{Item, Merge, Pages};
 
 use crate::error::{FsError, Result};
+use crate::format::bitmap::decode_piece;
 use crate::format::node::{Expected, Node, NodePtr};
-use crate::format::{Key, Superblock};
+use crate::format::{ItemKind, Key, Superblock};
 use crate::tree::{NodeCache, TreeReader, TreeVisitor};
-use crate::types::{BLOCK_SIZE, BlockRun, NODE_BLOCKS, NODE_SIZE};
+use crate::types::{BLOCK_SIZE, BlockRun, Ino, NODE_BLOCKS, NODE_SIZE};
 use crate::volume::meta::TreeState;
 use crate::volume::{Recovered, read_superblock, recover, tree_state};
 use data::DataChecker;
@@ -259,6 +262,27 @@ fn check_counts(items: &mut ItemCheck<'_>, recovered: &Recovered, kept: &[BlockR
         }
     }
     space.compare(kept, findings);
+}
+
+/// The blocks in use by the bitmaps, the pending list, the journal's changes and the journals
+/// themselves, as runs in order. For looking at: nothing is checked.
+pub(crate) fn marked_blocks(device: &Arc<dyn BlockDevice>) -> Result<(Superblock, Vec<BlockRun>)> {
+    let mut recovered = recover(device.as_ref())?;
+    let tree = tree_state(&mut recovered);
+    let sb = recovered.superblock.clone();
+    let reader = TreeReader::new(Arc::new(NodeCache::new(device.clone(), sb.uuid, CACHE_BYTES)));
+    let mut space = Space::new(&sb, &recovered.slot);
+    let mut ignored = Findings::default();
+    let from = Key::new(Ino::SYSTEM, ItemKind::Bitmap, 0);
+    let to = Key::new(Ino::SYSTEM, ItemKind::Bitmap, u64::MAX);
+    reader.scan(&tree.root, from, to, &mut |key, value| {
+        if let Some(words) = decode_piece(value) {
+            space.bitmap(key.offset, &words, &mut ignored);
+        }
+        ControlFlow::Continue(())
+    })?;
+    space.apply(&tree.pending, &recovered.delta, &mut ignored);
+    Ok((sb, space.marked_runs(&kept_runs(&recovered))))
 }
 
 fn summary(sb: &Superblock, recovered: &Recovered) -> VolumeSummary {

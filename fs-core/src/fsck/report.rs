@@ -191,9 +191,9 @@ impl Findings {
         self.problems.push(Problem { kind, what: what(), path: None, ino, block });
     }
 
-    /// A problem of the volume as a whole.
+    /// A problem of the volume as a whole. There are few of them: each is listed.
     pub(super) fn volume(&mut self, kind: ProblemKind, what: impl FnOnce() -> String) {
-        self.add(kind, None, None, what);
+        self.problems.push(Problem { kind, what: what(), path: None, ino: None, block: None });
     }
 
     /// A problem with an inode.

@@ -66,7 +66,7 @@ impl Space {
     pub(super) fn bitmap(&mut self, piece: u64, words: &Piece, findings: &mut Findings) {
         let start = piece.saturating_mul(BITMAP_BLOCKS);
         if start >= self.end {
-            findings.volume(ProblemKind::OutOfRange, || {
+            findings.add(ProblemKind::OutOfRange, None, None, || {
                 format!("allocation bitmap {piece} lies beyond the end of the volume")
             });
             return;
@@ -125,6 +125,19 @@ impl Space {
         (self.end - self.first).saturating_sub(self.marked.len())
     }
 
+    /// All marked blocks and those of `kept`.
+    pub(super) fn marked_runs(mut self, kept: &[BlockRun]) -> Vec<BlockRun> {
+        for run in kept {
+            self.marked.set(*run, true);
+        }
+        let mut runs = Vec::new();
+        self.marked.without(&BlockSet::default(), &mut |run| {
+            runs.push(run);
+            true
+        });
+        runs
+    }
+
     /// Compares the bitmaps with what is in use. `kept`: in use, and not to be marked.
     pub(super) fn compare(&mut self, kept: &[BlockRun], findings: &mut Findings) {
         for run in kept {
@@ -153,5 +166,58 @@ fn for_parts(start: u64, len: u64, f: &mut dyn FnMut(BlockRun)) {
         let n = (end - at).min(1 << 30);
         f(BlockRun::new(BlockNr(at), n as u32));
         at += n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Change, MappedRun};
+    use crate::fsck::tests::superblock;
+    use crate::types::{Lsn, PageNr};
+
+    fn run(start: u64, len: u32) -> BlockRun {
+        BlockRun::new(BlockNr(start), len)
+    }
+
+    /// Nodes taken in blocks that were freed as data while their checkpoint ran stay in use; blocks
+    /// that it left and that were taken since are in use, too.
+    #[test]
+    fn pending_frees_come_first_and_pending_nodes_last() {
+        let sb = superblock();
+        let slot = RootSlot { total_blocks: sb.total_blocks, ..RootSlot::default() };
+        let (mut space, mut findings) = (Space::new(&sb, &slot), Findings::default());
+        let mut words = [0; 128];
+        mark(&mut words, 2000, 16, true);
+        space.bitmap(0, &words, &mut findings);
+        let pending =
+            [PendingEntry { run: run(2000, 4), used: true }, PendingEntry { run: run(2008, 8), used: false }];
+        let mut delta = Delta::default();
+        delta.apply(&Change::Free { run: run(2000, 8) }, Lsn(5), 4);
+        let mapped = MappedRun { start: BlockNr(2012), pages: 1, last_blocks: 4, crcs: None };
+        delta.apply(&Change::MapRun { ino: Ino(20), page: PageNr(0), run: mapped }, Lsn(6), 4);
+        space.apply(&pending, &delta, &mut findings);
+        assert_eq!(space.marked_runs(&[run(3000, 2)]), [run(2000, 4), run(2012, 4), run(3000, 2)]);
+        assert_eq!(findings.finish(|_| None).0, []);
+    }
+
+    #[test]
+    fn what_lies_outside_of_the_data_area_is_found() {
+        let sb = superblock();
+        let slot = RootSlot { total_blocks: sb.total_blocks, ..RootSlot::default() };
+        let (mut space, mut findings) = (Space::new(&sb, &slot), Findings::default());
+        let mut words = [0; 128];
+        mark(&mut words, 3, 1, true);
+        space.bitmap(0, &words, &mut findings);
+        let last = (sb.total_blocks - 1) / BITMAP_BLOCKS;
+        let mut words = [0; 128];
+        mark(&mut words, (sb.total_blocks - 1) % BITMAP_BLOCKS, 1, true);
+        space.bitmap(last, &words, &mut findings);
+        space.bitmap(last + 1, &words, &mut findings);
+        space.apply(&[PendingEntry { run: run(5, 2), used: true }], &Delta::default(), &mut findings);
+        let (problems, _) = findings.finish(|_| None);
+        assert_eq!(problems.len(), 4, "{problems:#?}");
+        assert!(problems.iter().all(|p| p.kind == ProblemKind::OutOfRange));
+        assert!(space.marked_runs(&[]).is_empty());
     }
 }

@@ -32,8 +32,8 @@ pub use background::StopFlag;
 pub(crate) use commit::wait_all;
 pub use counters::CounterValues;
 pub use format::FormatOptions;
-pub(crate) use mount::tree_state;
-pub(crate) use recover::{Patches, Recovered, read_superblock, recover};
+pub(crate) use mount::{tree_root, tree_state};
+pub(crate) use recover::{Patches, Recovered, best_slot, read_superblock, recover};
 
 use crate::cache::PageCache;
 use crate::env::Env;

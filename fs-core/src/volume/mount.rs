@@ -31,13 +31,18 @@ const MANY_PARTS: usize = 4;
 
 /// The tree and its pending list, as a recovered volume has them.
 pub(crate) fn tree_state(recovered: &mut Recovered) -> TreeState {
-    let tree = recovered.slot.tree;
+    TreeState { root: tree_root(&recovered.slot), pending: std::mem::take(&mut recovered.pending) }
+}
+
+/// The tree of a root slot.
+pub(crate) fn tree_root(slot: &RootSlot) -> TreeRoot {
+    let tree = &slot.tree;
     let ptr = (tree.height > 0).then_some(crate::format::node::NodePtr {
         addr: tree.addr,
         birth: tree.birth,
         crc: tree.crc,
     });
-    TreeState { root: TreeRoot { ptr, height: tree.height }, pending: std::mem::take(&mut recovered.pending) }
+    TreeRoot { ptr, height: tree.height }
 }
 
 impl Volume {

@@ -106,7 +106,7 @@ fn inner_round_trip() {
     use_all(&node);
 }
 
-/// The layout in `docs/format/node.md`, byte by byte.
+/// The layout in `docs/FORMAT.md`, byte by byte.
 #[test]
 fn bytes_as_documented() {
     let node = leaf(&[b"hello".to_vec(), b"you".to_vec()]);

@@ -1,6 +1,11 @@
 //! The check finds what is wrong, and nothing else.
 
 mod clean;
+mod damage;
+mod problems;
+mod race;
+mod rig;
+mod structures;
 mod workload;
 
 use std::sync::Arc;
@@ -9,6 +14,7 @@ use blockdev::{BlockDevice, RamDevice};
 
 use super::{CheckOptions, Report, check};
 use crate::env::SystemEnv;
+use crate::format::Superblock;
 use crate::types::PageSize;
 use crate::volume::{FormatOptions, MountOptions, Volume};
 
@@ -19,6 +25,11 @@ fn new_volume(mib: u64, page_size: u32) -> Arc<dyn BlockDevice> {
     let options = FormatOptions { page_size, label: "test".into(), ..FormatOptions::default() };
     Volume::format(device.as_ref(), &options, &SystemEnv).unwrap();
     device
+}
+
+/// The superblock of a volume of 64 MiB.
+pub(super) fn superblock() -> Superblock {
+    crate::volume::read_superblock(new_volume(64, 16384).as_ref()).unwrap().0
 }
 
 fn mount(device: &Arc<dyn BlockDevice>) -> Arc<Volume> {

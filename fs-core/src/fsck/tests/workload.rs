@@ -9,6 +9,7 @@ use crate::volume::Volume;
 pub(super) const OWNER: Owner = Owner { uid: 1, gid: 1 };
 
 /// A seeded random source.
+#[derive(Clone, Debug)]
 pub(super) struct Rnd(u64);
 
 impl Rnd {
