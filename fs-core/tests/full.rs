@@ -81,3 +81,33 @@ fn a_full_volume_can_be_mounted_overwritten_and_emptied() {
         assert!(report.is_clean(), "{:?}", report.problems);
     }
 }
+
+/// Filled with data, and then with small files until their metadata finds no more space: deleting
+/// them works, although that needs space too.
+#[test]
+fn a_volume_full_of_metadata_can_be_emptied() {
+    let device = new_device(64 << 20);
+    let v = mount(&device);
+    let (big, _) = fill(&v, b"big", DIRECT);
+    let mut made = 0;
+    let refused = loop {
+        let name = format!("a-file-with-quite-a-long-name-to-fill-directories-{made}");
+        match v.create(Ino::ROOT, name.as_bytes(), 0o644, OWNER) {
+            Ok(attr) => v.close(attr.ino),
+            Err(e) => break e,
+        }
+        made += 1;
+    };
+    is_full::<()>(Err(refused));
+    v.sync_all().unwrap();
+    v.checkpoint().unwrap();
+    v.write(big, 0, &vec![3; CHUNK], DIRECT).unwrap();
+    for i in 0..made {
+        let name = format!("a-file-with-quite-a-long-name-to-fill-directories-{i}");
+        v.unlink(Ino::ROOT, name.as_bytes()).unwrap();
+    }
+    v.shutdown().unwrap();
+    drop(v);
+    let report = fsck::check(&device, &CheckOptions::default()).unwrap();
+    assert!(report.is_clean(), "{:?}", report.problems);
+}

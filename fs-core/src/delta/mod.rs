@@ -134,6 +134,12 @@ impl Delta {
         }
     }
 
+    /// About how many items of the tree change with it: a run of blocks is in a map item and in a
+    /// bitmap item.
+    pub(crate) fn changed_items(&self) -> usize {
+        self.items.len() + 2 * self.blocks.len()
+    }
+
     /// The item, if this delta knows it: `Some(None)` is a deleted one.
     pub(crate) fn item(&self, key: &Key) -> Option<Option<Arc<[u8]>>> {
         self.items.get(key).cloned()

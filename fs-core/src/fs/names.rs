@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::dir::{Bucket, check_new_name};
 use super::{Inode, InodeState};
+use crate::alloc::Purpose;
 use crate::api::{Attr, FileType, Owner, Timestamp};
 use crate::error::{FsError, Result};
 use crate::format::node::MAX_VALUE;
@@ -90,7 +91,8 @@ impl Volume {
     /// free.
     pub(crate) fn check_metadata_room(&self) -> Result<()> {
         let alloc = &self.space.alloc;
-        if alloc.free_blocks() + alloc.limbo_blocks() >= self.superblock.reserve_blocks / 2 {
+        let free = alloc.available_blocks(Purpose::Essential) + alloc.limbo_blocks();
+        if free >= self.superblock.reserve_blocks / 2 {
             return Ok(());
         }
         Err(FsError::NO_SPACE)

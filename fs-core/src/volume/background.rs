@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Volume;
+use crate::alloc::Purpose;
 use crate::error::Result;
+use crate::types::NODE_BLOCKS;
 
 /// A durable LSN is published at the latest after this (rule R1).
 const PUBLISH_WITHIN: Duration = Duration::from_millis(20);
@@ -104,11 +106,19 @@ impl Volume {
             if waiting > 4 * self.meta.max_operation() {
                 self.commit()?;
             }
-            if !short && memory < self.options.delta_bytes * 2 {
+            if !short && memory < self.options.delta_bytes * 2 && self.has_room_for_nodes() {
                 return Ok(());
             }
             self.checkpoint_again()?;
         }
         Ok(())
+    }
+
+    /// Whether the next checkpoint will find space for its nodes with much to spare: about one for
+    /// every item that changes, and the old ones stay for another checkpoint. On a full volume that
+    /// makes many small checkpoints, each of which fits; a large one might not (contract C9).
+    fn has_room_for_nodes(&self) -> bool {
+        let nodes = self.meta.changed_items() as u64 * 5 / 4;
+        nodes * u64::from(NODE_BLOCKS) * 3 <= self.space.alloc.available_blocks(Purpose::Essential)
     }
 }

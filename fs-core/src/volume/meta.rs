@@ -184,6 +184,12 @@ impl MetaStore {
         (waiting, meta.active.memory + meta.frozen.as_ref().map_or(0, |f| f.memory))
     }
 
+    /// About how many items of the tree the next checkpoint, or the one that runs, will change.
+    pub(crate) fn changed_items(&self) -> usize {
+        let meta = self.inner.read();
+        meta.active.changed_items() + meta.frozen.as_ref().map_or(0, |f| f.changed_items())
+    }
+
     /// Freezes the active delta at a record's end. Returns that record's LSN, the number of inodes
     /// and the next inode number at that moment. The frozen delta of a checkpoint that failed must
     /// have been installed first.
