@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
+use crate::fsck::escape;
+
 /// A value to show.
 #[derive(Clone, Debug)]
 pub(super) enum Doc {
@@ -122,9 +124,4 @@ fn write_field(out: &mut String, depth: usize, name: &str, doc: &Doc) {
 
 fn pad(out: &mut String, depth: usize) {
     (0..depth).for_each(|_| out.push_str("  "));
-}
-
-/// What a name on a hostile volume must not do to a terminal.
-pub(super) fn escape(s: &str) -> String {
-    s.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

@@ -25,6 +25,7 @@ pub use report::{MAX_PROBLEMS, Problem, ProblemKind, Report, Stats, VolumeSummar
 
 pub(crate) use fixed::{FoundSlot, for_each_slot, read_copy};
 pub(crate) use merge::{Item, Merge, Pages};
+pub(crate) use report::escape;
 
 use crate::error::{FsError, Result};
 use crate::format::bitmap::decode_piece;

@@ -75,7 +75,7 @@ pub struct Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.path, self.ino) {
-            (Some(path), _) => write!(f, "{path}: {}", self.what),
+            (Some(path), _) => write!(f, "{}: {}", escape(path), self.what),
             (None, Some(ino)) => write!(f, "inode {ino}: {}", self.what),
             (None, None) => f.write_str(&self.what),
         }
@@ -219,6 +219,11 @@ impl Findings {
         }
         (problems, self.more)
     }
+}
+
+/// What a name on a hostile volume must not do to a terminal.
+pub(crate) fn escape(s: &str) -> String {
+    s.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// "block 7" or "blocks 7 to 9".

@@ -1,0 +1,78 @@
+//! Golden images: volumes made by each released version of the format, kept for ever, opened by
+//! every version of the code.
+
+mod image;
+mod workload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockdev::{BlockDevice, RamDevice};
+use dbfs_fs_core::fsck::{CheckOptions, Report, check};
+use dbfs_fs_core::{MountOptions, Volume};
+use workload::FixedEnv;
+
+/// The images: name and page size.
+const IMAGES: [(&str, u32); 2] = [("v1-16k", 16384), ("v1-4k", 4096)];
+
+const SIZE: u64 = 64 << 20;
+
+fn path(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", &format!("{name}.img")].iter().collect()
+}
+
+fn mount(device: &Arc<dyn BlockDevice>) -> Arc<Volume> {
+    Volume::mount(device.clone(), MountOptions::default(), Arc::new(FixedEnv::default())).unwrap()
+}
+
+fn clean(device: &Arc<dyn BlockDevice>) -> Report {
+    let report = check(device, &CheckOptions { data: true, progress: None }).unwrap();
+    assert!(report.is_clean(), "{:#?}", report.problems);
+    report
+}
+
+#[test]
+fn images_of_all_versions_are_read() {
+    for (name, page_size) in IMAGES {
+        let ram = RamDevice::new(SIZE, 512);
+        image::unpack(&std::fs::read(path(name)).unwrap(), &ram);
+        let device: Arc<dyn BlockDevice> = Arc::new(ram);
+        let report = clean(&device);
+        let summary = report.volume.unwrap();
+        assert_eq!((summary.label.as_str(), summary.page_size), ("golden", page_size), "{name}");
+        assert_eq!((report.stats.orphans, report.stats.inline_pages), (1, 1), "{name}");
+        assert!(report.stats.records > 1 && report.stats.height > 0, "{name}");
+        let v = mount(&device);
+        workload::verify(&v, page_size);
+        v.shutdown().unwrap();
+        assert_eq!(clean(&device).stats.orphans, 0, "{name}");
+        workload::verify(&mount(&device), page_size);
+    }
+}
+
+/// Today's code makes a volume with the same content; the bytes may differ.
+#[test]
+fn the_recipe_still_works() {
+    for (_, page_size) in IMAGES {
+        let ram = workload::make(SIZE, page_size);
+        let copy = RamDevice::new(SIZE, 512);
+        let packed = image::pack(&ram, SIZE);
+        image::unpack(&packed, &copy);
+        assert_eq!(image::pack(&copy, SIZE), packed, "packing loses nothing");
+        let device: Arc<dyn BlockDevice> = Arc::new(copy);
+        clean(&device);
+        workload::verify(&mount(&device), page_size);
+    }
+}
+
+/// Makes the images that do not exist yet. Those that do are never made again: that a later version
+/// still reads them is what they are for.
+#[test]
+#[ignore = "writes into the source tree; run once for each new version of the format"]
+fn make_missing_images() {
+    for (name, page_size) in IMAGES {
+        if !path(name).exists() {
+            std::fs::write(path(name), image::pack(&workload::make(SIZE, page_size), SIZE)).unwrap();
+        }
+    }
+}
