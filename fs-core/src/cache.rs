@@ -24,7 +24,7 @@ pub(crate) struct FrameData {
     pub(crate) buf: AlignedBuf,
     /// Bytes (from, to) that have not reached the device in any form.
     pub(crate) dirty: Option<(usize, usize)>,
-    /// Bytes of the page are in the journal only.
+    /// Bytes of the page are in the journal only. Set by [`PageCache::set_inline`].
     pub(crate) inline: bool,
     /// When it became dirty (monotonic ns).
     pub(crate) since_ns: u64,
@@ -53,6 +53,7 @@ pub(crate) struct PageCache {
     frames_per_shard: usize,
     page_size: PageSize,
     dirty_pages: AtomicUsize,
+    inline_pages: AtomicUsize,
 }
 
 impl PageCache {
@@ -63,6 +64,7 @@ impl PageCache {
             frames_per_shard: (capacity / page_size.bytes() / SHARDS).max(4),
             page_size,
             dirty_pages: AtomicUsize::new(0),
+            inline_pages: AtomicUsize::new(0),
         }
     }
 
@@ -119,6 +121,22 @@ impl PageCache {
     /// A dirty page was written or dropped.
     pub(crate) fn note_clean(&self) {
         self.dirty_pages.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Notes whether bytes of the frame's page are in the journal only; returns what it was.
+    pub(crate) fn set_inline(&self, data: &mut FrameData, inline: bool) -> bool {
+        let before = std::mem::replace(&mut data.inline, inline);
+        match (before, inline) {
+            (false, true) => self.inline_pages.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.inline_pages.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        before
+    }
+
+    /// Number of pages with bytes that are in the journal only. They cannot be evicted.
+    pub(crate) fn inline_pages(&self) -> usize {
+        self.inline_pages.load(Ordering::Relaxed)
     }
 
     /// Bytes of dirty pages.

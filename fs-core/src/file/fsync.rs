@@ -84,7 +84,7 @@ impl Volume {
             let mut data = frame.data.write();
             if data.dirty.take().is_some() {
                 self.cache.note_clean();
-                data.inline = true;
+                self.cache.set_inline(&mut data, true);
             }
         }
         self.count_pages(&self.counters.inline_pages, pages);

@@ -64,7 +64,7 @@ impl Volume {
             buf[*at..*at + bytes.len()].copy_from_slice(bytes);
         }
         let frame = self.cache.insert(inode.ino, page, Frame::new(buf));
-        frame.data.write().inline = true;
+        self.cache.set_inline(&mut frame.data.write(), true);
         inode.unhomed.lock().insert(page, frame.clone());
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
         patches.remove(inode.ino, page);

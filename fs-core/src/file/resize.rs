@@ -95,7 +95,7 @@ impl Volume {
             }
             None => None,
         };
-        data.inline = true;
+        self.cache.set_inline(&mut data, true);
         drop(data);
         inode.unhomed.lock().insert(page, frame);
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());

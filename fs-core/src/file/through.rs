@@ -114,7 +114,7 @@ impl Volume {
                 if data.dirty.take().is_some() {
                     self.cache.note_clean();
                 }
-                data.inline = false;
+                self.cache.set_inline(&mut data, false);
             }
         }
         drop(unhomed);

@@ -151,7 +151,7 @@ impl Volume {
         // checkpoint finds the page in one place or the other at any moment.
         let mut patches = self.patches.lock();
         if patches.get(inode.ino, page).is_some() {
-            frame.data.write().inline = true;
+            self.cache.set_inline(&mut frame.data.write(), true);
             inode.unhomed.lock().insert(page, frame.clone());
             self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
             patches.remove(inode.ino, page);

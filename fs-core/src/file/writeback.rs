@@ -129,7 +129,7 @@ impl Volume {
             if data.dirty.take().is_some() {
                 self.cache.note_clean();
             }
-            homed += usize::from(std::mem::take(&mut data.inline));
+            homed += usize::from(self.cache.set_inline(&mut data, false));
             unhomed.remove(page);
         }
         homed

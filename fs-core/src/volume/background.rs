@@ -13,6 +13,8 @@ use crate::types::NODE_BLOCKS;
 
 /// A durable LSN is published at the latest after this (rule R1).
 const PUBLISH_WITHIN: Duration = Duration::from_millis(20);
+/// Journal bytes that it takes at most to write a page home, in the long run.
+const HOMING_BYTES: usize = 256;
 /// How often an idle volume looks for work.
 const IDLE: Duration = Duration::from_millis(250);
 
@@ -90,7 +92,10 @@ impl Volume {
         }
         let last = self.commit.journal.lock().segments_since_root();
         let (used, total) = last;
-        used * 4 >= total || self.meta.pressure().1 > self.options.delta_bytes
+        let inline = self.cache.inline_pages() * self.page_bytes();
+        used * 4 >= total
+            || self.meta.pressure().1 > self.options.delta_bytes
+            || inline > self.options.cache_bytes / 4
     }
 
     /// Lets an operation that will change metadata start: makes room in the journal first. Called
@@ -98,20 +103,28 @@ impl Volume {
     pub(crate) fn admit(&self) -> Result<()> {
         self.check_writable()?;
         for _ in 0..3 {
-            let short = {
-                let journal = self.commit.journal.lock();
-                journal.free_segments() < (journal.segment_count() / 3).max(4)
-            };
             let (waiting, memory) = self.meta.pressure();
-            if waiting > 4 * self.meta.max_operation() {
+            if waiting > 2 * self.meta.max_operation() {
                 self.commit()?;
             }
-            if !short && memory < self.options.delta_bytes * 2 && self.has_room_for_nodes() {
+            let inline = self.cache.inline_pages();
+            let crowded = memory >= self.options.delta_bytes * 2
+                || inline * self.page_bytes() > self.options.cache_bytes / 2;
+            if !crowded && self.has_room_for_records(inline) && self.has_room_for_nodes() {
                 return Ok(());
             }
             self.checkpoint_again()?;
         }
         Ok(())
+    }
+
+    /// Whether the journal has room for what is waiting, for the operations that have been let in,
+    /// and for a checkpoint, which must write all inline pages home: many pages may have little in
+    /// the journal each, but each takes its change of the map then.
+    fn has_room_for_records(&self, inline_pages: usize) -> bool {
+        let journal = self.commit.journal.lock();
+        let homing = (inline_pages * HOMING_BYTES).div_ceil(self.meta.max_operation()) as u64;
+        journal.free_segments() >= (journal.segment_count() / 3).max(4) + homing
     }
 
     /// Whether the next checkpoint will find space for its nodes with much to spare: about one for
