@@ -54,7 +54,9 @@ fn main() {
     let outcome = run(Cli::parse().command);
     cleanup::yield_to_interrupt();
     if let Err(error) = outcome {
-        eprintln!("error: {error:#}");
+        if !error.is::<suites::Reported>() {
+            eprintln!("error: {error:#}");
+        }
         std::process::exit(1);
     }
 }

@@ -82,8 +82,8 @@ impl Simulation {
             cmd::run(&mut command)
         });
         if let Err(error) = outcome {
+            // The program has printed the line that replays the failing history.
             tally.fail("simulated crashes", &error);
-            println!("REPLAY: cargo run --release -p dbfs-tests --bin dbfs-soak -- --seed {seed}");
         }
         tally
     }

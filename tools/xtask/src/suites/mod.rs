@@ -11,7 +11,7 @@ mod tally;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-pub use tally::Tally;
+pub use tally::{Reported, Tally};
 
 use crate::cargo::{self, Profile};
 use crate::target::{self, Kind, Target, Volume};

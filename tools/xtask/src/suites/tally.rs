@@ -2,7 +2,19 @@
 
 use std::fmt;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+
+/// The error of a run whose failures have been shown already: nothing may follow its closing line.
+#[derive(Debug)]
+pub struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not all tests passed")
+    }
+}
+
+impl std::error::Error for Reported {}
 
 /// Counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,14 +65,11 @@ impl Tally {
         self.passed
     }
 
-    /// Prints the closing line; an error if anything failed, or nothing was tested.
+    /// Prints the closing line, the last of all; an error if anything failed, or nothing was tested.
     pub fn finish(self) -> Result<()> {
         println!("{self}");
-        if self.failed > 0 {
-            bail!("{} tests failed", self.failed);
-        }
-        if self.passed == 0 {
-            bail!("nothing was tested");
+        if self.failed > 0 || self.passed == 0 {
+            return Err(Reported.into());
         }
         Ok(())
     }
@@ -74,6 +83,8 @@ impl fmt::Display for Tally {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]
