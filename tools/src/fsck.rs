@@ -1,7 +1,7 @@
 //! `dbfs fsck`: checks a volume.
 
 use std::cell::Cell;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use blockdev::{BlockDevice, Engine};
 use fs_core::fsck::{CheckOptions, Report, Stats};
 
-use crate::{engine, size};
+use crate::{engine, output, size};
 
 /// Exit codes of fsck(8).
 const CLEAN: u8 = 0;
@@ -48,28 +48,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let device: Arc<dyn BlockDevice> = Arc::new(device);
     let meter = Meter::default();
     let show = |stats: &Stats| meter.show(stats);
-    let progress: Option<&dyn Fn(&Stats)> = std::io::stderr().is_terminal().then_some(&show);
+    let progress: Option<&dyn Fn(&Stats)> = io::stderr().is_terminal().then_some(&show);
     let checked = fs_core::fsck::check(&device, &CheckOptions { data: args.data, progress });
     meter.clear();
     let report = checked.with_context(|| format!("cannot check {volume}"))?;
     if report.volume.is_none() && report.is_clean() {
         bail!("cannot check {volume}: no volume was found on it");
     }
-    let printed = if args.json { print_json(&report) } else { print(args, &report) };
-    printed.context("cannot print the report")?;
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::stream(|out| print(out, args, &report))?;
+    }
     Ok(ExitCode::from(if report.is_clean() { CLEAN } else { ERRORS_LEFT }))
 }
 
-fn print_json(report: &Report) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, report)?;
-    writeln!(out)?;
-    Ok(())
-}
-
-fn print(args: &Args, report: &Report) -> Result<()> {
+fn print(out: &mut dyn Write, args: &Args, report: &Report) -> io::Result<()> {
     let volume = args.volume.display();
-    let mut out = std::io::stdout().lock();
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
     }
@@ -114,17 +109,13 @@ impl Meter {
         }
         self.shown.set(Some(Instant::now()));
         // A progress line that cannot be shown is no reason to stop.
-        let _ = write!(
-            std::io::stderr(),
-            "\r\x1b[K{} items, {} pages verified",
-            stats.items,
-            stats.verified_pages
-        );
+        let _ =
+            write!(io::stderr(), "\r\x1b[K{} items, {} pages verified", stats.items, stats.verified_pages);
     }
 
     fn clear(&self) {
         if self.shown.get().is_some() {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
+            let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
 }

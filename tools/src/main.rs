@@ -1,13 +1,16 @@
 //! The `dbfs` command: makes, mounts and looks into volumes.
 
 mod daemon;
+mod dump;
 mod engine;
 mod fsck;
+mod info;
 mod logging;
 mod mkfs;
 mod mount;
 mod mounts;
 mod options;
+mod output;
 mod serve;
 mod signals;
 mod signatures;
@@ -42,6 +45,8 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Fsck(fsck::Args),
+    Info(info::Args),
+    Dump(dump::Args),
 }
 
 impl Command {
@@ -51,6 +56,8 @@ impl Command {
             Command::Mount(args) => mount::run(args),
             Command::Umount(args) => umount::run(args),
             Command::Fsck(args) => fsck::run(args),
+            Command::Info(args) => info::run(args),
+            Command::Dump(args) => dump::run(args),
         }
     }
 
@@ -60,13 +67,15 @@ impl Command {
             Command::Mount(_) => "mount",
             Command::Umount(_) => "umount",
             Command::Fsck(_) => "fsck",
+            Command::Info(_) => "info",
+            Command::Dump(_) => "dump",
         }
     }
 
     /// Exit code for a command that could not do its work.
     fn failure(&self) -> u8 {
         match self {
-            Command::Mkfs(_) => 1,
+            Command::Mkfs(_) | Command::Info(_) | Command::Dump(_) => 1,
             Command::Mount(_) | Command::Umount(_) => MOUNT_FAILURE,
             Command::Fsck(_) => FSCK_FAILURE,
         }

@@ -5,10 +5,12 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use blockdev::Engine;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+use crate::engine;
 use crate::mounts::{self, DbfsMount};
 
 /// How often the daemon is looked after.
@@ -38,6 +40,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     unmount(&mount, args.force)?;
     wait_for_daemon(&mount, Duration::from_secs(args.timeout))?;
+    check_that_all_is_home(&mount)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,4 +94,20 @@ fn wait_for_daemon(mount: &DbfsMount, timeout: Duration) -> Result<()> {
             Err(e) => return Err(anyhow!(e).context(format!("unmounted, but cannot lock {volume}"))),
         }
     }
+}
+
+/// A daemon that has ended well leaves nothing for the next mount to replay. One that could not
+/// bring everything home (or died) has told its log why.
+fn check_that_all_is_home(mount: &DbfsMount) -> Result<()> {
+    let volume = mount.volume.display();
+    let device = engine::open_device(&mount.volume, true, Engine::Auto)?;
+    let info =
+        fs_core::dump::info_json(&device).with_context(|| format!("unmounted, but cannot read {volume}"))?;
+    if info["changes_to_replay"] == serde_json::Value::Bool(false) {
+        return Ok(());
+    }
+    bail!(
+        "unmounted, but the daemon of {volume} did not end cleanly: what was synced is safe, later \
+         changes may be lost; see its log, and `dbfs fsck -n {volume}`"
+    )
 }

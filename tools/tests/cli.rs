@@ -200,11 +200,14 @@ fn after_kill_9_the_dead_mount_makes_way() {
     assert_eq!(fs::read(v.mnt().join("synced")).unwrap(), b"kept");
     v.ok(&["umount", "MNT"]);
     assert!(!is_mounted(&v.mnt()));
-    // And umount by itself takes a dead mount away.
+    // And umount by itself takes a dead mount away, but does not claim that all is well.
     let mut daemon = v.foreground();
+    let f = File::create(v.mnt().join("later")).unwrap();
+    f.sync_all().unwrap();
+    drop(f);
     daemon.kill().unwrap();
     daemon.wait().unwrap();
-    v.ok(&["umount", "MNT"]);
+    v.fails(&["umount", "MNT"], 32, &["did not end cleanly"]);
     assert!(!is_mounted(&v.mnt()));
 }
 
@@ -288,4 +291,29 @@ fn fsck_says_why_it_cannot_check() {
     v.fails(&["fsck", "-n", "IMAGE"], 8, &["volume.img", "not a dbfs volume"]);
     v.fails(&["fsck", "IMAGE"], 16, &["-n"]);
     v.fails(&["fsck", "-n"], 16, &["VOLUME"]);
+}
+
+#[test]
+fn looking_into_a_volume() {
+    let v = Volume::new();
+    v.ok(&["mkfs", "--size", "64M", "--page-size", "8K", "--label", "orders", "IMAGE"]);
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    fs::write(v.mnt().join("table"), vec![1; 50_000]).unwrap();
+    let ino = fs::metadata(v.mnt().join("table")).unwrap().ino().to_string();
+    v.ok(&["umount", "MNT"]);
+
+    let info = v.ok(&["info", "IMAGE"]);
+    assert!(info.contains("orders") && info.contains("8192"), "{info}");
+    assert!(v.ok(&["info", "--json", "IMAGE"]).contains("\"label\": \"orders\""));
+    assert!(v.ok(&["dump", "IMAGE", "superblock"]).contains("orders"));
+    assert!(v.ok(&["dump", "IMAGE", "inode", &ino]).contains("50000"));
+    assert!(v.ok(&["dump", "IMAGE", "inode", "1"]).contains("table"));
+    assert!(v.ok(&["dump", "IMAGE", "tree"]).contains("levels"));
+    for what in ["slots", "journal", "bitmap"] {
+        assert!(!v.ok(&["dump", "IMAGE", what]).is_empty(), "{what}");
+        assert!(v.ok(&["dump", "--json", "IMAGE", what]).starts_with('{'), "{what}");
+    }
+    v.fails(&["dump", "IMAGE", "inode", "999999"], 1, &["volume.img"]);
+    v.fails(&["dump", "IMAGE", "inode", "x"], 2, &["x"]);
+    v.fails(&["dump", "--json", "IMAGE", "tree"], 1, &["text only"]);
 }
