@@ -23,6 +23,7 @@ use crate::config::{Features, MAX_WRITE};
 use crate::convert::{self, ino};
 use crate::dirs;
 use crate::errors::ErrorLog;
+use crate::gate::Gate;
 use crate::opens::OpenTable;
 
 /// How long the kernel may keep names and attributes. Nothing but this mount changes the volume,
@@ -59,6 +60,7 @@ pub(crate) struct Adapter {
     link: Arc<Link>,
     direct_handles: bool,
     errors: ErrorLog,
+    gate: Arc<Gate>,
     /// The kernel may remember that some file has a set-user-id or set-group-id bit.
     set_ids_shown: AtomicBool,
 }
@@ -73,6 +75,7 @@ impl Adapter {
             link,
             direct_handles: false,
             errors: ErrorLog::default(),
+            gate: Arc::default(),
             set_ids_shown: AtomicBool::new(false),
         }
     }
@@ -207,6 +210,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _busy = self.gate.enter();
         let found = self.run("lookup", ino(parent), |fs| fs.lookup(ino(parent), name.as_bytes()));
         match found {
             Ok(attr) => reply.entry(&TTL, &self.show(&attr), GENERATION),
@@ -216,6 +220,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _busy = self.gate.enter();
         match self.run("getattr", ino(node), |fs| fs.getattr(ino(node))) {
             Ok(attr) => reply.attr(&TTL, &self.show(&attr)),
             Err(e) => reply.error(e),
@@ -240,6 +245,7 @@ impl fuser::Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _busy = self.gate.enter();
         let changes = SetAttr {
             perm: mode.map(convert::perm),
             uid,
@@ -255,6 +261,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
+        let _busy = self.gate.enter();
         match self.run("readlink", ino(node), |fs| fs.readlink(ino(node))) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(e),
@@ -271,6 +278,7 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _busy = self.gate.enter();
         let Some(kind) = convert::node_type(mode) else { return reply.error(Errno::EINVAL) };
         let (parent, name) = (ino(parent), name.as_bytes());
         let perm = convert::perm(mode);
@@ -286,21 +294,25 @@ impl fuser::Filesystem for Adapter {
         _umask: u32, // The kernel has applied it.
         reply: ReplyEntry,
     ) {
+        let _busy = self.gate.enter();
         let (parent, name) = (ino(parent), name.as_bytes());
         self.entry(reply, "mkdir", parent, |fs| fs.mkdir(parent, name, convert::perm(mode), owner(req)));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.gate.enter();
         let parent = ino(parent);
         self.empty(reply, "unlink", parent, |fs| fs.unlink(parent, name.as_bytes()));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.gate.enter();
         let parent = ino(parent);
         self.empty(reply, "rmdir", parent, |fs| fs.rmdir(parent, name.as_bytes()));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _busy = self.gate.enter();
         let (parent, name) = (ino(parent), name.as_bytes());
         let target = target.as_os_str().as_bytes();
         self.entry(reply, "symlink", parent, |fs| fs.symlink(parent, name, target, owner(req)));
@@ -316,6 +328,7 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.gate.enter();
         let Some(flags) = convert::rename_flags(flags) else { return reply.error(Errno::EINVAL) };
         let (parent, name) = (ino(parent), name.as_bytes());
         let (new_parent, new_name) = (ino(new_parent), new_name.as_bytes());
@@ -323,10 +336,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn link(&self, _req: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _busy = self.gate.enter();
         self.entry(reply, "link", ino(node), |fs| fs.link(ino(node), ino(parent), name.as_bytes()));
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = self.gate.enter();
         match self.open_one(ino(node)) {
             Ok(()) => reply.opened(NO_HANDLE, convert::fopen_flags(flags, self.direct_handles)),
             Err(e) => reply.error(e),
@@ -343,6 +358,7 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _busy = self.gate.enter();
         let parent = ino(parent);
         let created = self
             .run("create", parent, |fs| fs.create(parent, name.as_bytes(), convert::perm(mode), owner(req)));
@@ -367,6 +383,7 @@ impl fuser::Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _busy = self.gate.enter();
         let flags = convert::read_flags(flags, lock_owner.is_some());
         with_buffer(size as usize, |buf| {
             match self.run("read", ino(node), |fs| fs.read(ino(node), offset, buf, flags)) {
@@ -388,6 +405,7 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _busy = self.gate.enter();
         let flags = convert::write_flags(flags, write_flags);
         let clears_set_ids = self.write_clears_set_ids(ino(node), flags);
         let written = self.run("write", ino(node), |fs| fs.write(ino(node), offset, data, flags));
@@ -415,15 +433,18 @@ impl fuser::Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.gate.enter();
         self.release_one(ino(node));
         reply.ok();
     }
 
     fn fsync(&self, _req: &Request, node: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _busy = self.gate.enter();
         self.empty(reply, "fsync", ino(node), |fs| fs.fsync(ino(node), datasync));
     }
 
     fn opendir(&self, _req: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = self.gate.enter();
         match self.open_one(ino(node)) {
             Ok(()) => reply.opened(NO_HANDLE, FopenFlags::empty()),
             Err(e) => reply.error(e),
@@ -438,6 +459,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _busy = self.gate.enter();
         match self.run("readdir", ino(node), |fs| dirs::list(fs, ino(node), offset, &mut reply)) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
@@ -452,6 +474,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _busy = self.gate.enter();
         let dir = ino(node);
         let show = |attr: &Attr| self.show(attr);
         let listed = self
@@ -470,15 +493,18 @@ impl fuser::Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.gate.enter();
         self.release_one(ino(node));
         reply.ok();
     }
 
     fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _busy = self.gate.enter();
         self.empty(reply, "fsync", ino(node), |fs| fs.fsync(ino(node), datasync));
     }
 
     fn statfs(&self, _req: &Request, node: INodeNo, reply: ReplyStatfs) {
+        let _busy = self.gate.enter();
         match self.run("statfs", ino(node), |fs| fs.statfs()) {
             Ok(numbers) => convert::statfs(reply, &numbers),
             Err(e) => reply.error(e),
@@ -495,6 +521,7 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.gate.enter();
         let Some(mode) = convert::fallocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         self.empty(reply, "fallocate", ino(node), |fs| fs.fallocate(ino(node), mode, offset, length));
     }

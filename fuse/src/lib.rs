@@ -27,6 +27,7 @@ mod config;
 mod convert;
 mod dirs;
 mod errors;
+mod gate;
 mod mount;
 mod opens;
 

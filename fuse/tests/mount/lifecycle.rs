@@ -119,6 +119,38 @@ fn a_panic_is_an_io_error_and_the_service_goes_on() {
 }
 
 #[test]
+fn unmounting_ends_all_threads_whatever_they_do() {
+    for requests in [0, 1, 5, 30, 100] {
+        let mut m = Fixture::with(|c| c.threads = 24);
+        for i in 0..requests {
+            fs::create_dir(m.path(&format!("d{i}"))).unwrap();
+        }
+        m.stop().unwrap();
+    }
+}
+
+#[test]
+fn all_threads_but_one_may_wait() {
+    let m = Fixture::with(|c| c.threads = 12);
+    let files: Vec<_> = (0..11).map(|i| File::create(m.path(&format!("f{i}"))).unwrap()).collect();
+    (0..50).for_each(|i| fs::create_dir(m.path(&format!("d{i}"))).unwrap());
+    let (started, waiting) = mpsc::channel();
+    let go_on = Arc::new(AtomicBool::new(false));
+    let may = go_on.clone();
+    m.fs.set_hook(move |e| {
+        if matches!(e, Event::Fsync { .. }) {
+            started.send(()).unwrap();
+            wait_until("the test lets the fsync go on", || may.load(Ordering::Acquire));
+        }
+    });
+    let slow: Vec<_> = files.into_iter().map(|f| std::thread::spawn(move || f.sync_all())).collect();
+    (0..11).for_each(|_| waiting.recv().unwrap());
+    (0..50).for_each(|i| fs::remove_dir(m.path(&format!("d{i}"))).unwrap());
+    go_on.store(true, Ordering::Release);
+    slow.into_iter().for_each(|s| s.join().unwrap().unwrap());
+}
+
+#[test]
 fn one_slow_request_blocks_no_other() {
     let m = Fixture::new();
     let f = File::create(m.path("slow")).unwrap();
