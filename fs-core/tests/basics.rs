@@ -115,3 +115,21 @@ fn direct_overwrites_free_what_they_replace() {
     let v = mount(&device);
     assert_eq!(read_all(&v, ino), got);
 }
+
+/// A direct write takes bytes of its last page with it that a buffered write had left in the cache.
+#[test]
+fn a_direct_write_keeps_buffered_bytes_behind_it() {
+    let device = new_device();
+    let v = mount(&device);
+    let ino = v.create(Ino::ROOT, b"f", 0o644, OWNER).unwrap().ino;
+    let mut want = pattern(20_680, 1);
+    v.write(ino, 0, &want[..20_480], IoFlags::default()).unwrap();
+    v.fsync(ino, false).unwrap();
+    v.write(ino, 20_480, &want[20_480..], IoFlags::default()).unwrap();
+    let direct = pattern(12_288, 2);
+    v.write(ino, 8192, &direct, IoFlags { direct: true, ..IoFlags::default() }).unwrap();
+    want[8192..20_480].copy_from_slice(&direct);
+    v.sync_all().unwrap();
+    drop(v);
+    assert!(read_all(&mount(&device), ino) == want);
+}

@@ -43,10 +43,13 @@ impl Volume {
         let written = self.write_images(images, goal, IoClass::Data, purpose)?;
         let (changes, grown) = self.map_changes(inode, written)?;
         let now = self.env.now();
+        // The last page's image may hold bytes behind this write that were only in the cache until
+        // now: they are on the device with it.
+        let covered = new_size.min(page_size.start_of(last) + page_size.bytes() as u64);
         self.apply_to_file(inode, changes, grown, |state| {
             state.item.size = state.item.size.max(end);
-            let grows = state.disk_size < end;
-            state.disk_size = state.disk_size.max(end);
+            let grows = state.disk_size < covered;
+            state.disk_size = state.disk_size.max(covered);
             let perm = if flags.kill_priv { without_priv(state.item.perm) } else { state.item.perm };
             let stripped = perm != state.item.perm;
             state.item.perm = perm;
