@@ -15,6 +15,8 @@ pub struct DbfsMount {
     pub volume: PathBuf,
     /// Where it is mounted.
     pub dir: PathBuf,
+    /// Mounted for reading only.
+    pub read_only: bool,
 }
 
 /// All mounted dbfs volumes that this process sees, in the order of their mounting.
@@ -36,8 +38,9 @@ fn parse_line(line: &[u8]) -> Option<DbfsMount> {
     let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
     let dash = fields.iter().position(|f| *f == b"-")?;
     let (kind, source) = (fields.get(dash + 1)?, fields.get(dash + 2)?);
-    let dir = fields.get(4)?;
-    (*kind == TYPE.as_bytes()).then(|| DbfsMount { volume: unescape(source), dir: unescape(dir) })
+    let (dir, options) = (fields.get(4)?, fields.get(5)?);
+    let read_only = options.split(|&b| b == b',').any(|o| o == b"ro");
+    (*kind == TYPE.as_bytes()).then(|| DbfsMount { volume: unescape(source), dir: unescape(dir), read_only })
 }
 
 /// Spaces and the like are written as a backslash and three octal digits.
@@ -86,11 +89,12 @@ mod tests {
         let table = b"21 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
             36 21 0:98 / /mnt/a\\040b rw,nosuid shared:1 master:2 - fuse.dbfs /images/v\\0541 rw\n\
             37 21 0:99 / /mnt/c rw - fuse.sshfs host: rw\n\
-            38 21 0:99 / /mnt/a\\040b rw - fuse.dbfs /dev/vdb rw\n\
+            38 21 0:99 / /mnt/a\\040b noatime,ro - fuse.dbfs /dev/vdb rw\n\
             broken line\n\n39 21 0:1 /";
         let found = parse(table);
-        let mount = |volume: &str, dir: &str| DbfsMount { volume: volume.into(), dir: dir.into() };
-        assert_eq!(found, [mount("/images/v,1", "/mnt/a b"), mount("/dev/vdb", "/mnt/a b")]);
+        let mount =
+            |volume: &str, read_only| DbfsMount { volume: volume.into(), dir: "/mnt/a b".into(), read_only };
+        assert_eq!(found, [mount("/images/v,1", false), mount("/dev/vdb", true)]);
     }
 
     #[test]

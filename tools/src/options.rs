@@ -9,6 +9,9 @@ use dbfs_fuse::MountConfig;
 
 use crate::size;
 
+/// Smallest page cache in bytes: some of the largest writes at once must fit.
+const MIN_CACHE: u64 = 4 << 20;
+
 /// Options of a mount.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -113,6 +116,9 @@ impl Options {
             "engine" => self.engine = engine(value).with_context(wrong)?,
             "cache" => {
                 let bytes = size::parse(value).map_err(|e| anyhow!(e)).with_context(wrong)?;
+                if bytes < MIN_CACHE {
+                    return Err(anyhow!("it must be at least {}", size::show(MIN_CACHE))).with_context(wrong);
+                }
                 self.cache = Some(usize::try_from(bytes).with_context(wrong)?);
             }
             "threads" => {
@@ -187,6 +193,7 @@ mod tests {
             "frob",
             "frob=1",
             "cache=big",
+            "cache=64K",
             "threads=0",
             "threads=x",
             "commit=-1",

@@ -3,7 +3,7 @@
 //! Needs root and /dev/fuse.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -291,6 +291,66 @@ fn fsck_says_why_it_cannot_check() {
     v.fails(&["fsck", "-n", "IMAGE"], 8, &["volume.img", "not a dbfs volume"]);
     v.fails(&["fsck", "IMAGE"], 16, &["-n"]);
     v.fails(&["fsck", "-n"], 16, &["VOLUME"]);
+}
+
+#[test]
+fn a_crashed_volume_is_mounted_read_only_without_a_change() {
+    let v = Volume::made();
+    let mut daemon = v.foreground();
+    let f = File::create(v.mnt().join("synced")).unwrap();
+    f.write_all_at(b"kept", 0).unwrap();
+    f.sync_all().unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    drop(f);
+    let before = fs::read(v.image()).unwrap();
+    v.ok(&["mount", "-o", "LOG", "-o", "ro", "IMAGE", "MNT"]);
+    assert_eq!(fs::read(v.mnt().join("synced")).unwrap(), b"kept");
+    v.ok(&["umount", "MNT"]);
+    assert!(fs::read(v.image()).unwrap() == before, "a read-only mount wrote to the volume");
+}
+
+/// A loop device over an image file.
+struct Loop(String);
+
+impl Loop {
+    fn new(image: &Path, sector: &str) -> Self {
+        let out = Command::new("losetup").args(["-f", "--show", "-b", sector]).arg(image).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Self(String::from_utf8(out.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn block_devices_with_small_and_large_sectors() {
+    for sector in ["512", "4096"] {
+        let v = Volume::new();
+        File::create(v.image()).unwrap().set_len(100 << 20).unwrap();
+        let device = Loop::new(&v.image(), sector);
+        let dev = device.0.as_str();
+        // What the kernel does when it mounts something.
+        let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(dev).unwrap();
+        v.fails(&["mkfs", dev], 1, &[dev, "in use"]);
+        v.ok(&["mkfs", "--force", dev]);
+        drop(claim);
+        v.fails(&["mkfs", dev], 1, &["dbfs", "--force"]);
+        v.fails(&["mkfs", "--size", "64M", dev], 1, &["--size"]);
+        v.ok(&["mkfs", "--force", "--page-size", "4K", dev]);
+        v.ok(&["mount", "-o", "LOG", dev, "MNT"]);
+        fs::write(v.mnt().join("f"), vec![3; 100_000]).unwrap();
+        v.fails(&["mkfs", "--force", dev], 1, &["locked"]);
+        v.ok(&["umount", "MNT"]);
+        assert!(v.ok(&["fsck", "-n", "--data", dev]).contains("clean"));
+        v.ok(&["mount", "-o", "LOG", dev, "MNT"]);
+        assert_eq!(fs::read(v.mnt().join("f")).unwrap(), vec![3; 100_000]);
+        v.ok(&["umount", "MNT"]);
+    }
 }
 
 #[test]
