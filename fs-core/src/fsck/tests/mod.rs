@@ -3,7 +3,6 @@
 mod clean;
 mod damage;
 mod problems;
-mod race;
 mod rig;
 mod structures;
 mod workload;
