@@ -9,6 +9,7 @@ mod data;
 mod fixed;
 mod items;
 mod merge;
+mod owners;
 mod paths;
 mod report;
 mod space;
@@ -89,7 +90,7 @@ fn check_recovered(
 ) -> Report {
     let tree = tree_state(&mut recovered);
     let sb = recovered.superblock.clone();
-    let notes = fixed::check_slots(device.as_ref(), &sb, &recovered.slot, &mut findings);
+    let mut notes = fixed::check_slots(device.as_ref(), &sb, &recovered.slot, &mut findings);
     check_size(device.as_ref(), &recovered, &mut findings);
     let kept = kept_runs(&recovered);
     let mut space = Space::new(&sb, &recovered.slot);
@@ -103,7 +104,10 @@ fn check_recovered(
     scan(&reader, &tree, &recovered, options, &mut items);
     let stats = finish_stats(&mut items, &recovered, &tree, &kept);
     check_counts(&mut items, &recovered, &kept);
-    let ItemCheck { findings, table, .. } = items;
+    let ItemCheck { findings, table, space, .. } = items;
+    if !space.is_exhausted() {
+        notes.extend(owners::name(space.used_twice(), &kept, &reader, &tree, &recovered));
+    }
     let volume = summary(&sb, &recovered);
     let names = paths::resolve(findings.inodes(), &table, &reader, &tree, &recovered.delta, &sb);
     let (problems, more_problems) = findings.finish(|ino| names.path(ino));

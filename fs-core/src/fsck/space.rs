@@ -19,7 +19,12 @@ pub(super) struct Space {
     end: u64,
     /// Claims still looked at. More than this would mean that blocks are used many times over.
     budget: u64,
+    /// Runs that were claimed twice, the first few of them.
+    twice: Vec<BlockRun>,
 }
+
+/// Runs used twice whose users are looked for.
+const MAX_TWICE: usize = 32;
 
 impl Space {
     /// For the volume of this root.
@@ -31,6 +36,7 @@ impl Space {
             first: sb.first_data_block.0,
             end,
             budget: end.saturating_mul(2),
+            twice: Vec::new(),
         }
     }
 
@@ -55,11 +61,19 @@ impl Space {
             return false;
         }
         if let Some(twice) = self.used.set(run, true) {
+            if self.twice.len() < MAX_TWICE {
+                self.twice.push(twice);
+            }
             findings.add(ProblemKind::DoubleUse, ino, Some(twice.start), || {
                 format!("{} uses {}, which something else uses too", owner(), run_text(twice))
             });
         }
         true
+    }
+
+    /// The first of the runs that were claimed twice.
+    pub(super) fn used_twice(&self) -> &[BlockRun] {
+        &self.twice
     }
 
     /// A piece of the tree's bitmap.

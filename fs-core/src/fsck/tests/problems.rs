@@ -1,5 +1,6 @@
 //! Each kind of problem with items, names, mappings and blocks, made by hand, is found.
 
+use super::full_check;
 use super::rig::{Rig, expect};
 use crate::api::FileType;
 use crate::file::{ORPHAN_DELETE, ORPHAN_TRUNCATE};
@@ -228,6 +229,9 @@ fn blocks_used_twice() {
     let same = rig.blocks(rig.file, 0).start;
     rig.map(rig.other, 50, same);
     rig.expect(ProblemKind::DoubleUse, "page 50 of inode");
+    let notes = full_check(&rig.device).notes;
+    let users = format!("used by page 0 of inode {}, page 50 of inode {}", rig.file, rig.other);
+    assert!(notes.iter().any(|n| n.ends_with(&users)), "{notes:?}");
     let rig = Rig::new();
     let node = rig.v.meta.frozen().1.root.ptr.unwrap().addr;
     rig.map(rig.other, 50, node);
