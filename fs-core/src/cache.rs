@@ -54,6 +54,20 @@ pub(crate) struct PageCache {
     page_size: PageSize,
     dirty_pages: AtomicUsize,
     inline_pages: AtomicUsize,
+    promised_pages: AtomicUsize,
+}
+
+/// Pages that are about to become dirty, as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Promise<'a> {
+    cache: &'a PageCache,
+    pages: usize,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.cache.promised_pages.fetch_sub(self.pages, Ordering::SeqCst);
+    }
 }
 
 impl PageCache {
@@ -65,6 +79,7 @@ impl PageCache {
             page_size,
             dirty_pages: AtomicUsize::new(0),
             inline_pages: AtomicUsize::new(0),
+            promised_pages: AtomicUsize::new(0),
         }
     }
 
@@ -142,6 +157,18 @@ impl PageCache {
     /// Bytes of dirty pages.
     pub(crate) fn dirty_bytes(&self) -> usize {
         self.dirty_pages.load(Ordering::Relaxed) * self.page_size.bytes()
+    }
+
+    /// Announces pages that will become dirty, so that threads that look for space for theirs at the
+    /// same time see each other.
+    pub(crate) fn promise(&self, pages: usize) -> Promise<'_> {
+        self.promised_pages.fetch_add(pages, Ordering::SeqCst);
+        Promise { cache: self, pages }
+    }
+
+    /// Number of pages that will need blocks: dirty ones and announced ones.
+    pub(crate) fn claimed_pages(&self) -> usize {
+        self.promised_pages.load(Ordering::SeqCst) + self.dirty_pages()
     }
 
     /// Number of dirty pages.

@@ -184,6 +184,7 @@ impl Volume {
         while page <= last {
             self.admit()?;
             let n = (last.0 - page.0 + 1).min(FREE_STEP as u64);
+            let _promise = self.check_room(inode, page, PageNr(page.0 + n - 1))?;
             self.reserve_pages(inode, page, n as usize)?;
             page = PageNr(page.0 + n);
         }

@@ -25,6 +25,7 @@ impl Volume {
         let page_size = self.page_size();
         let end = offset + data.len() as u64;
         let (first, last) = (page_size.page_of(offset), page_size.page_of(end - 1));
+        let _promise = self.check_room(inode, first, last)?;
         let _range = inode.ranges.lock(first, last, true);
         let (size, deleted) = {
             let state = inode.state.lock();

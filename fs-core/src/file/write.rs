@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::{FileType, IoFlags};
-use crate::cache::{Frame, FrameData};
+use crate::cache::{Frame, FrameData, Promise};
 use crate::error::{FsError, Result};
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
@@ -71,7 +71,7 @@ impl Volume {
         let page_size = self.page_size();
         let first = page_size.page_of(offset);
         let last = page_size.page_of(offset + data.len() as u64 - 1);
-        self.check_room(inode, first, last)?;
+        let _promise = self.check_room(inode, first, last)?;
         let _range = inode.ranges.lock(first, last, true);
         let (size, deleted) = {
             let state = inode.state.lock();
@@ -172,28 +172,28 @@ impl Volume {
     }
 
     /// Refuses new data when the blocks it will need are not there (delayed allocation must not
-    /// promise what it cannot keep).
-    fn check_room(&self, inode: &Inode, first: PageNr, last: PageNr) -> Result<()> {
+    /// promise what it cannot keep, nor anything else take what was promised). Called with no lock
+    /// held; the result is kept until the pages are dirty or have their blocks.
+    pub(crate) fn check_room(&self, inode: &Inode, first: PageNr, last: PageNr) -> Result<Promise<'_>> {
         let pages = last.0 - first.0 + 1;
+        let promise = self.cache.promise(pages as usize);
         let enough = || {
-            let dirty = self.cache.dirty_pages() as u64;
             let room = self.space.alloc.available_blocks(crate::alloc::Purpose::User);
-            room >= (dirty + pages) * u64::from(self.page_blocks())
+            room >= self.cache.claimed_pages() as u64 * u64::from(self.page_blocks())
         };
         if enough() {
-            return Ok(());
-        }
-        self.writeback_some(usize::MAX)?;
-        self.commit()?;
-        self.publish_durable()?;
-        if enough() {
-            return Ok(());
+            return Ok(promise);
         }
         // Overwriting what is mapped does not take space for long: old blocks come back.
         let mut entries = vec![crate::format::PageEntry::Hole; pages as usize];
         self.meta.pages(inode.ino, first, &mut entries)?;
-        let mapped = entries.iter().all(|e| e.blocks().is_some());
-        if mapped { Ok(()) } else { Err(FsError::NO_SPACE) }
+        if entries.iter().all(|e| e.blocks().is_some()) {
+            return Ok(promise);
+        }
+        self.writeback_some(usize::MAX)?;
+        self.commit()?;
+        self.publish_durable()?;
+        if enough() { Ok(promise) } else { Err(FsError::NO_SPACE) }
     }
 
     /// Makes a writer help when too much is dirty.

@@ -195,10 +195,19 @@ impl Volume {
     pub(crate) fn home_inline(&self) -> Result<()> {
         let patched: Vec<(Ino, PageNr)> = self.patches.lock().iter().collect();
         for (ino, page) in patched {
-            let inode = self.inodes.get(&self.meta, ino)?;
+            let inode = match self.inodes.get(&self.meta, ino) {
+                Err(FsError::Posix(libc::ESTALE)) => continue, // deleted meanwhile
+                inode => inode?,
+            };
             let _range = inode.ranges.lock(page, page, true);
-            if self.patches.lock().get(ino, page).is_some() {
-                self.load_frame(&inode, page)?;
+            if self.patches.lock().get(ino, page).is_none() {
+                continue;
+            }
+            match self.load_frame(&inode, page) {
+                // The page is lost: what the journal has of it cannot make it whole. It stays
+                // unreadable; all others must not wait for it for ever.
+                Err(FsError::DataChecksum { .. }) => {}
+                frame => drop(frame?),
             }
         }
         if mutants::active(Mutant::SkipHoming) {

@@ -1,5 +1,7 @@
 //! Deleting inodes that have neither a name nor a handle, now or after a crash.
 
+use std::sync::Arc;
+
 use super::Inode;
 use super::names::{claim_deletion, symlink_keys};
 use crate::error::{FsError, Result};
@@ -36,6 +38,14 @@ impl Volume {
             self.apply_changes(changes, -1)?;
             self.inodes.forget(inode.ino);
             return Ok(());
+        }
+    }
+
+    /// Deletes an inode whose last name has just gone. That has been done, whatever becomes of this.
+    pub(crate) fn finish_unlink(&self, gone: Option<Arc<Inode>>) {
+        let Some(inode) = gone else { return };
+        if let Err(e) = self.delete_inode(&inode) {
+            tracing::warn!(error = %e, ino = inode.ino.0, "an unlinked file could not be freed; the next mount will do it");
         }
     }
 

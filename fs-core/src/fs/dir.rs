@@ -138,7 +138,12 @@ impl Volume {
                     if at < cookie {
                         continue;
                     }
-                    let entry = DirEntry { ino: e.ino, kind: e.kind, next_cookie: at + 1, name: e.name };
+                    let entry = DirEntry {
+                        ino: e.ino,
+                        kind: e.kind,
+                        next_cookie: at.saturating_add(1),
+                        name: e.name,
+                    };
                     if !emit(&entry) {
                         return Ok(());
                     }

@@ -152,7 +152,8 @@ impl Volume {
             drop((state, parent_state));
             gone.then_some(inode)
         };
-        gone.map_or(Ok(()), |inode| self.delete_inode(&inode))
+        self.finish_unlink(gone);
+        Ok(())
     }
 
     /// See [`FsOps::rmdir`](crate::api::FsOps::rmdir).
@@ -185,7 +186,8 @@ impl Volume {
             drop((state, parent_state));
             gone.then_some(child)
         };
-        gone.map_or(Ok(()), |inode| self.delete_inode(&inode))
+        self.finish_unlink(gone);
+        Ok(())
     }
 
     /// The inode that an entry of `dir` names: never `dir` itself, whatever the device says.

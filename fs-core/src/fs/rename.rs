@@ -61,7 +61,8 @@ impl Volume {
             let to = End { dir: self.directory(new_parent)?, name: new_name.to_vec() };
             self.rename_locked(&from, &to, flags)?
         };
-        deleted.map_or(Ok(()), |inode| self.delete_inode(&inode))
+        self.finish_unlink(deleted);
+        Ok(())
     }
 
     fn rename_locked(&self, from: &End, to: &End, flags: RenameFlags) -> Result<Option<Arc<Inode>>> {

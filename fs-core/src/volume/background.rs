@@ -45,10 +45,14 @@ impl Volume {
     /// Publishes durable LSNs, writes back old dirty pages and commits old changes.
     pub fn run_committer(&self, stop: &StopFlag) {
         while !stop.is_set() {
-            let urgent =
-                self.commit.published() < self.commit.durable() && self.space.alloc.limbo_blocks() > 0;
-            std::thread::sleep(if urgent { PUBLISH_WITHIN } else { IDLE });
-            self.report(self.background_commit(urgent));
+            self.commit.wait_unpublished(IDLE);
+            let waiting = self.commit.unpublished();
+            if waiting.is_some() || self.commit.failure().is_some() {
+                std::thread::sleep(PUBLISH_WITHIN);
+            }
+            // A busy volume's next record has published it by now.
+            let publish = waiting.is_some_and(|lsn| self.commit.published() < lsn);
+            self.report(self.background_commit(publish));
         }
     }
 

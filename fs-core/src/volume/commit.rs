@@ -12,6 +12,7 @@
 //! except the writer by the one leader.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use blockdev::{IoClass, Pending, Request};
 use parking_lot::{Condvar, Mutex};
@@ -32,6 +33,8 @@ struct CommitState {
     durable: Lsn,
     /// Highest durable LSN that a flushed record or slot carries (rule R1).
     published: Lsn,
+    /// Last durable record with changes.
+    changes: Lsn,
     leader: bool,
     failed: Option<String>,
 }
@@ -59,6 +62,21 @@ impl Committer {
     /// The device holds a durable LSN up to here.
     pub(crate) fn published(&self) -> Lsn {
         self.state.lock().published
+    }
+
+    /// The last durable record with changes, if nothing on the device says that it is durable. Until
+    /// then recovery counts it only as long as its data is good, and what it freed is not used again.
+    pub(super) fn unpublished(&self) -> Option<Lsn> {
+        let state = self.state.lock();
+        (state.published < state.changes).then_some(state.changes)
+    }
+
+    /// Waits until there is a durable LSN to publish, or for `timeout`.
+    pub(super) fn wait_unpublished(&self, timeout: Duration) {
+        let mut state = self.state.lock();
+        if state.published >= state.changes && state.failed.is_none() {
+            self.changed.wait_for(&mut state, timeout);
+        }
     }
 
     /// Why the epoch ended, if it has.
@@ -101,6 +119,7 @@ impl Committer {
             Ok(w) => {
                 state.durable = state.durable.max(w.durable);
                 state.published = state.published.max(w.published);
+                state.changes = state.changes.max(w.changes);
             }
             Err(e) => {
                 let _ = state.failed.get_or_insert_with(|| e.to_string());
@@ -120,6 +139,8 @@ impl Committer {
 struct Written {
     durable: Lsn,
     published: Lsn,
+    /// Last record with changes.
+    changes: Lsn,
 }
 
 impl Volume {
@@ -207,7 +228,8 @@ impl Volume {
             }
         }
         self.count_commit(&batches);
-        Ok(Written { durable: last, published: durable })
+        let changes = batches.iter().rfind(|b| !b.changes.is_empty()).map_or(Lsn(0), |b| b.lsn);
+        Ok(Written { durable: last, published: durable, changes })
     }
 
     fn place_record(

@@ -18,6 +18,9 @@ use crate::journal::JournalWriter;
 use crate::tree::{TreeReader, TreeRoot};
 use crate::types::{BlockNr, BlockRun, CHUNK_PAGES, Ino, Lsn, PageNr};
 
+/// Far behind the last chunk of the largest file.
+const MAX_CHUNK: u64 = (1 << 62) / CHUNK_PAGES;
+
 /// A checkpoint's tree, as long as somebody may read it.
 #[derive(Debug, Default)]
 pub(crate) struct TreeState {
@@ -295,7 +298,11 @@ impl MetaStore {
             && found.ino == ino
             && found.kind == ItemKind::Map
         {
-            consider(Some(from.max(PageNr(found.offset.saturating_mul(CHUNK_PAGES)))));
+            if found.offset > MAX_CHUNK {
+                let detail = format!("file {ino}: behind the largest file");
+                return Err(FsError::corrupt("map item", BlockNr(0), detail));
+            }
+            consider(Some(from.max(PageNr(found.offset * CHUNK_PAGES))));
         }
         Ok(best)
     }

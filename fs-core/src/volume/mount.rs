@@ -267,7 +267,9 @@ fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<Group
     }
     let from_slot = recovered.slot.reserved.iter().map(|r| (r.first, r.count));
     let from_journal = recovered.delta.reserved.iter().copied();
-    from_slot.chain(from_journal).flat_map(|(g, n)| (g.0..g.0 + u64::from(n)).map(GroupNr)).collect()
+    let groups = recovered.slot.total_blocks / u64::from(recovered.superblock.group_blocks) + 1;
+    let range = |(g, n): (GroupNr, u32)| (g.0..g.0.saturating_add(n.into()).min(groups)).map(GroupNr);
+    from_slot.chain(from_journal).flat_map(range).collect()
 }
 
 /// Takes the journal segments of a new epoch. The groups they are in are reserved by the claim.

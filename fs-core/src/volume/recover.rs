@@ -25,6 +25,9 @@ pub(crate) struct Patches {
     pages: HashMap<Ino, BTreeMap<PageNr, PagePatches>>,
 }
 
+/// Counters that only ever grow stay far below this; larger ones were made to overflow.
+const MAX_NUMBER: u64 = 1 << 62;
+
 /// The state of a volume as recovered.
 #[derive(Debug)]
 pub(crate) struct Recovered {
@@ -139,8 +142,11 @@ fn check_slot(slot: &RootSlot, sb: &Superblock) -> Result<()> {
         && slot.journal.iter().all(|p| p.start.block <= sb.segment_blocks)
         && slot.pending.is_none_or(|r| fits(r.start, r.len.into()) && r.len < 1 << 20)
         && (slot.tree.height == 0) == (slot.tree.addr.0 == 0)
-        && slot.epoch.0 < u64::MAX / 2
-        && slot.checkpoint_lsn.0 < u64::MAX / 2;
+        && slot.total_blocks < 1 << 44
+        && slot.journal.iter().all(|p| p.start.lsn.0 < MAX_NUMBER)
+        && [slot.epoch.0, slot.checkpoint_lsn.0, slot.durable_lsn.0, slot.next_ino.0, slot.inodes]
+            .iter()
+            .all(|n| *n < MAX_NUMBER);
     if sane {
         Ok(())
     } else {
@@ -222,8 +228,8 @@ fn check_change(
 ) -> Result<()> {
     let run_fits = |start: BlockNr, len: u64| start.0 > 0 && start.0 + len <= total_blocks;
     let ok = match change {
-        Change::MapRun { run, .. } => {
-            u32::from(run.last_blocks) <= page_blocks && {
+        Change::MapRun { page, run, .. } => {
+            page.0 < MAX_NUMBER && u32::from(run.last_blocks) <= page_blocks && {
                 let b = run.blocks(page_blocks);
                 run_fits(b.start, b.len.into())
             }
@@ -236,7 +242,13 @@ fn check_change(
             *len > 0 && *offset as usize % page_bytes + *len as usize <= page_bytes
         }
         Change::Unmap { page, pages, .. } => page.0.checked_add(*pages).is_some(),
-        Change::PutItem { value, .. } => value.len() <= crate::format::node::MAX_VALUE,
+        Change::PutItem { key, value } => {
+            key.ino.0 < MAX_NUMBER && value.len() <= crate::format::node::MAX_VALUE
+        }
+        Change::DelItem { key } => key.ino.0 < MAX_NUMBER,
+        Change::Reserve { first, count } => {
+            first.0.checked_add((*count).into()).is_some_and(|end| end <= total_blocks)
+        }
         _ => true,
     };
     if ok {

@@ -155,6 +155,8 @@ impl Volume {
         loop {
             let outcome = if purpose == Purpose::Essential && request.class == Class::Data {
                 let hold = self.space.alloc.hold(request.want.into(), purpose);
+                // The last blocks are not refused because they are not all that is wanted.
+                let hold = hold.or_else(|_| self.space.alloc.hold(request.min.into(), purpose));
                 hold.and_then(|mut hold| self.space.alloc.alloc(request, Some(&mut hold)))
             } else {
                 self.space.alloc.alloc(request, None)
