@@ -52,7 +52,7 @@ fn told<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failure + '_ {
 impl Workload {
     /// The fixed workload.
     pub fn new() -> Result<Self, Failure> {
-        let config = Config { seed: SEED, page: 8192, profile: Profile::Mixed };
+        let config = Config { seed: SEED, page: 8192, profile: Profile::Mixed, fill: 0 };
         let mut ops = history(SEED, BEFORE + DURING, config.page, config.profile);
         ops.retain(|op| *op != Op::Remount);
         let clock = Arc::new(Clock::new(SEED));
@@ -60,7 +60,7 @@ impl Workload {
         let engine = Engine::mount(medium, &config, &clock, 0).map_err(told("mount"))?;
         let mut state = State::empty(clock.now());
         state.adopt_root(&engine.fs().getattr(Ino::ROOT).map_err(told("root"))?);
-        let mut live = Lockstep::new(engine, state, InoMap::default(), &clock);
+        let mut live = Lockstep::new(engine, state, InoMap::default(), &config, &clock);
         ops.drain(..BEFORE.min(ops.len())).try_for_each(|op| live.step(&op))?;
         let end = live.subject().seq();
         let expect = Expectation::at(&live, end, config.page);
@@ -91,7 +91,7 @@ impl Workload {
                 return Ok(Outcome::MountFailed);
             }
         };
-        let mut live = Lockstep::new(engine, self.state.clone(), self.inos.clone(), &clock);
+        let mut live = Lockstep::new(engine, self.state.clone(), self.inos.clone(), &self.config, &clock);
         let failed = match self.ops.iter().try_for_each(|op| live.step(op)) {
             Ok(()) => false,
             Err(f) if device.pending_faults() > 0 || f.device_refusal().is_none() => return Err(f),

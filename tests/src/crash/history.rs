@@ -56,8 +56,18 @@ impl<S: Subject> History<S> {
         let root = subject.fs().getattr(fs_core::Ino::ROOT).map_err(|e| told("root", e.to_string()))?;
         let mut state = State::empty(clock.now());
         state.adopt_root(&root);
-        let live = Lockstep::new(subject, state, InoMap::default(), &clock);
-        Ok(Self { config: config.clone(), clock, live, coverage: Coverage::default() })
+        let live = Lockstep::new(subject, state, InoMap::default(), config, &clock);
+        let mut history = Self { config: config.clone(), clock, live, coverage: Coverage::default() };
+        history.fill()?;
+        Ok(history)
+    }
+
+    fn fill(&mut self) -> Result<(), Failure> {
+        if self.config.fill == 0 {
+            return Ok(());
+        }
+        self.step(&Op::Create { dir: 0, name: 240, perm: 0o600 })?;
+        self.step(&Op::Fallocate { file: 0, keep_size: true, offset: 0, len: self.config.fill })
     }
 
     /// Runs the whole plan.
@@ -90,6 +100,7 @@ impl<S: Subject> History<S> {
         }
         self.live.subject().cover(&mut self.coverage);
         self.coverage.add("histories", 1);
+        self.coverage.add("operations refused for lack of space", self.live.refused());
         if rng.one_in(2) { self.killed(&mut rng) } else { self.clean_end() }
     }
 
@@ -155,7 +166,7 @@ impl<S: Subject> History<S> {
         fsck::<S>(&subject.current(), "after recovery")?;
         subject.cover(&mut coverage);
         if depth == 0 && rng.one_in(3) {
-            let mut next = Lockstep::new(subject, recovered.state, recovered.inos, &self.clock);
+            let mut next = Lockstep::new(subject, recovered.state, recovered.inos, &self.config, &self.clock);
             next.number_writes_from(live.last_write() + 1000);
             let again = self.live_on(next, rng).map_err(|f| f.within("life after the power cut"))?;
             coverage.merge(&again);
@@ -221,10 +232,17 @@ impl<S: Subject> History<S> {
         let mut expect = Expectation::at(&live, u64::MAX, config.page);
         let writes = live.last_write();
         let exclusive = rng.one_in(2);
+        let killed_at = live.subject().seq();
         let subject = live.into_subject().take_over(exclusive).map_err(|e| told(Failure::new(e)))?;
         expect.bind_new(&Tree::read(subject.fs()).map_err(told)?);
         let recovered = check(subject.fs(), &expect).map_err(told)?;
-        let mut live = Lockstep::new(subject, recovered.state, recovered.inos, &clock).durable_from_now();
+        let cut = rng.between(killed_at, subject.seq());
+        let seed = rng.next_u64();
+        cut_in_take_over(&subject, (&config, &clock), &expect, cut, seed).map_err(|f| {
+            told(f.within(format!("power cut in the take-over, at event {cut}, seed {seed}")))
+        })?;
+        let mut live =
+            Lockstep::new(subject, recovered.state, recovered.inos, &config, &clock).durable_from_now();
         live.number_writes_from(writes + 1000);
         for _ in 0..AFTERLIFE {
             if rng.one_in(4) {
@@ -245,6 +263,21 @@ impl<S: Subject> History<S> {
         coverage.merge(&more);
         Ok(coverage)
     }
+}
+
+/// The power is cut while another process takes over: nothing that was promised before may be lost.
+fn cut_in_take_over<S: Subject>(
+    subject: &S,
+    (config, clock): (&Config, &Arc<Clock>),
+    expect: &Expectation,
+    cut: u64,
+    seed: u64,
+) -> Result<(), Failure> {
+    let medium = subject.power_cut(cut, seed);
+    fsck::<S>(&medium, "before recovery")?;
+    let after = S::mount(medium, config, clock, seed).map_err(|e| Failure::new(format!("mount: {e}")))?;
+    check(after.fs(), expect)?;
+    fsck::<S>(&after.current(), "after recovery")
 }
 
 fn run_until_stalled<S: Subject>(live: &mut Lockstep<S>, generator: &mut Generator) -> Result<(), Failure> {

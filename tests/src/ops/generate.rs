@@ -16,11 +16,13 @@ pub enum Profile {
     Data,
     /// Small synchronous appends and overwrites, as a log is written.
     Wal,
+    /// Larger ones, one after the other: the journal wraps.
+    Log,
 }
 
 impl Profile {
     /// All profiles.
-    pub const ALL: [Profile; 4] = [Profile::Mixed, Profile::Names, Profile::Data, Profile::Wal];
+    pub const ALL: [Profile; 5] = [Profile::Mixed, Profile::Names, Profile::Data, Profile::Wal, Profile::Log];
 
     /// Weights of the groups: names, attributes, queries, data, appends, sync, maintenance, remount.
     fn weights(self) -> [u32; 8] {
@@ -29,6 +31,7 @@ impl Profile {
             Profile::Names => [60, 8, 8, 6, 2, 8, 8, 1],
             Profile::Data => [10, 4, 6, 55, 4, 10, 11, 1],
             Profile::Wal => [8, 2, 4, 20, 45, 10, 10, 1],
+            Profile::Log => [6, 1, 1, 8, 80, 3, 4, 0],
         }
     }
 }
@@ -209,7 +212,10 @@ impl Generator {
 
     fn append(&mut self) -> Op {
         let file = self.nth();
-        let len = *self.rng.pick(&[1, 30, 200, 1500, 4096, 8192]);
+        let len = match self.profile {
+            Profile::Log => *self.rng.pick(&[200, 20_000, 30_000, 40_000]),
+            _ => *self.rng.pick(&[1, 30, 200, 1500, 4096, 8192]),
+        };
         let (how, then) = *self.rng.pick(&[
             (How::Buffered, Then::Nothing),
             (How::Buffered, Then::Datasync),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use fs_core::api::{
     Attr, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, SetTime, Timestamp,
 };
-use fs_core::{Ino, Result as FsResult};
+use fs_core::{FsError, Ino, Result as FsResult};
 
 use super::compare::{same_attr, same_outcome};
 use super::failure::Failure;
@@ -55,6 +55,19 @@ impl<S: Subject> Lockstep<S> {
     fn both<T>(&self, f: impl Fn(&dyn FsOps, At<'_>) -> FsResult<T>) -> Both<T> {
         let got = f(self.subject().fs(), &|ino| self.inos.subject(ino));
         (got, f(&self.model, &|ino| ino))
+    }
+
+    /// As [`Self::both`], for what takes space: a full volume may refuse it, and has changed nothing
+    /// then.
+    fn both_taking<T>(&mut self, f: impl Fn(&dyn FsOps, At<'_>) -> FsResult<T>) -> Both<T> {
+        let got = f(self.subject().fs(), &|ino| self.inos.subject(ino));
+        match &got {
+            Err(e) if self.config.fill > 0 && e.errno() == libc::ENOSPC => {
+                self.refused += 1;
+                (got, Err(FsError::NO_SPACE))
+            }
+            _ => (got, f(&self.model, &|ino| ino)),
+        }
     }
 
     fn pick(&self, nth: Nth, wanted: impl Fn(&crate::model::Node) -> bool) -> Option<Ino> {
@@ -131,20 +144,20 @@ impl<S: Subject> Lockstep<S> {
         let made = match *op {
             Op::Create { dir, name, perm } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
-                self.both(|fs, at| fs.create(at(dir), &name, perm, root()))
+                self.both_taking(|fs, at| fs.create(at(dir), &name, perm, root()))
             }
             Op::Mknod { dir, name, kind, perm } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
                 let rdev = if kind == FileType::CharDevice { 0x0103 } else { 0 };
-                self.both(|fs, at| fs.mknod(at(dir), &name, kind, perm, rdev, root()))
+                self.both_taking(|fs, at| fs.mknod(at(dir), &name, kind, perm, rdev, root()))
             }
             Op::Mkdir { dir, name, perm } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
-                self.both(|fs, at| fs.mkdir(at(dir), &name, perm, root()))
+                self.both_taking(|fs, at| fs.mkdir(at(dir), &name, perm, root()))
             }
             Op::Symlink { dir, name, len } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
-                self.both(|fs, at| fs.symlink(at(dir), &name, &Op::target(len), root()))
+                self.both_taking(|fs, at| fs.symlink(at(dir), &name, &Op::target(len), root()))
             }
             _ => return Ok(Step::NOTHING),
         };
@@ -163,7 +176,8 @@ impl<S: Subject> Lockstep<S> {
         match *op {
             Op::Link { node, dir, name } => {
                 let (ino, dir, name) = (self.node(node), self.dir(dir), Op::name(name));
-                self.attrs(self.both(|fs, at| fs.link(at(ino), at(dir), &name)))
+                let linked = self.both_taking(|fs, at| fs.link(at(ino), at(dir), &name));
+                self.attrs(linked)
             }
             Op::Unlink { dir, name } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
@@ -177,7 +191,9 @@ impl<S: Subject> Lockstep<S> {
                 let (dir, to_dir) = (self.dir(dir), self.dir(to_dir));
                 let (name, to_name) = (Op::name(name), Op::name(to_name));
                 let flags = RenameFlags { no_replace, exchange };
-                self.plain(self.both(|fs, at| fs.rename(at(dir), &name, at(to_dir), &to_name, flags)))
+                let renamed =
+                    self.both_taking(|fs, at| fs.rename(at(dir), &name, at(to_dir), &to_name, flags));
+                self.plain(renamed)
             }
             _ => Ok(Step::NOTHING),
         }
@@ -232,7 +248,7 @@ impl<S: Subject> Lockstep<S> {
         self.writes += 1;
         let data = pattern(self.writes, offset, len as usize);
         let flags = how.flags(kill_priv);
-        let (got, want) = self.both(|fs, at| fs.write(at(ino), offset, &data, flags));
+        let (got, want) = self.both_taking(|fs, at| fs.write(at(ino), offset, &data, flags));
         same_outcome(&got, &want)?;
         let (Ok(got), Ok(want)) = (got, want) else { return Ok(Step::NOTHING) };
         if got != want {
@@ -299,7 +315,8 @@ impl<S: Subject> Lockstep<S> {
     fn fallocate(&mut self, file: Nth, keep_size: bool, offset: u64, len: u64) -> Outcome {
         let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
         let mode = if keep_size { Fallocate::KeepSize } else { Fallocate::Allocate };
-        self.plain(self.both(|fs, at| fs.fallocate(at(ino), mode, offset, len)))
+        let reserved = self.both_taking(|fs, at| fs.fallocate(at(ino), mode, offset, len));
+        self.plain(reserved)
     }
 
     fn fsync(&mut self, ino: Ino, datasync: bool) -> Outcome {

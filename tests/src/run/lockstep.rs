@@ -9,7 +9,7 @@ use super::compare::same_attr;
 use super::failure::Failure;
 use super::inos::InoMap;
 use super::record::{Promise, Record};
-use super::subject::Subject;
+use super::subject::{Config, Subject};
 use super::tree::Tree;
 use crate::clock::Clock;
 use crate::fail_with;
@@ -22,6 +22,10 @@ pub struct Lockstep<S: Subject> {
     pub(super) subject: Option<S>,
     /// The reference.
     pub(super) model: ModelFs,
+    /// Parameters.
+    pub(super) config: Config,
+    /// Number of operations that were refused for lack of space.
+    pub(super) refused: u64,
     /// Time.
     pub(super) clock: Arc<Clock>,
     /// Inode numbers.
@@ -39,11 +43,13 @@ pub struct Lockstep<S: Subject> {
 
 impl<S: Subject> Lockstep<S> {
     /// Continues from `state`, which is what the mounted `subject` holds durably.
-    pub fn new(subject: S, state: State, inos: InoMap, clock: &Arc<Clock>) -> Self {
+    pub fn new(subject: S, state: State, inos: InoMap, config: &Config, clock: &Arc<Clock>) -> Self {
         Self {
             subject: Some(subject),
             states: vec![state.clone()],
             model: ModelFs::new(state, clock.clone()),
+            config: config.clone(),
+            refused: 0,
             clock: clock.clone(),
             inos,
             open: Vec::new(),
@@ -77,6 +83,11 @@ impl<S: Subject> Lockstep<S> {
     /// Number of the last write.
     pub fn last_write(&self) -> u32 {
         self.writes
+    }
+
+    /// Number of operations that were refused for lack of space.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// The file system under test.

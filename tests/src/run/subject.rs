@@ -18,6 +18,9 @@ pub struct Config {
     pub page: u64,
     /// Kind of history.
     pub profile: Profile,
+    /// Bytes that a first file takes, so that the rest of the volume comes round soon. If not 0,
+    /// operations may be refused for lack of space.
+    pub fill: u64,
 }
 
 impl Config {
@@ -25,7 +28,9 @@ impl Config {
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x636F_6E66_6967);
         let page = *rng.pick(&[4096, 8192, 16384, 16384, 65536]);
-        Self { seed, page, profile: *rng.pick(&Profile::ALL) }
+        let profile = *rng.pick(&Profile::ALL);
+        let fill = if rng.one_in(3) { rng.between(30, 54) << 20 } else { 0 };
+        Self { seed, page, profile, fill }
     }
 }
 

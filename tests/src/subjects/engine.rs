@@ -10,7 +10,7 @@ use fs_core::{FormatOptions, MountOptions, PageSize, Volume};
 
 use crate::clock::Clock;
 use crate::crash::Coverage;
-use crate::ops::Maintenance;
+use crate::ops::{Maintenance, Profile};
 use crate::rng::Rng;
 use crate::run::{Config, Subject};
 
@@ -48,7 +48,10 @@ pub fn mount_options(config: &Config) -> MountOptions {
         cache_bytes: *rng.pick(&[2 << 20, 8 << 20, 64 << 20]),
         node_cache_bytes: *rng.pick(&[256 << 10, 4 << 20]),
         dirty_bytes: *rng.pick(&[512 << 10, 4 << 20, 32 << 20]),
-        inline_max: *rng.pick(&[4 << 10, 16 << 10, 64 << 10]),
+        inline_max: match config.profile {
+            Profile::Log => 64 << 10,
+            _ => *rng.pick(&[4 << 10, 16 << 10, 64 << 10]),
+        },
         delta_bytes: *rng.pick(&[64 << 10, 1 << 20, 64 << 20]),
         ..MountOptions::default()
     }
