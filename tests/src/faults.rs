@@ -21,7 +21,7 @@ use crate::subjects::{Engine, mount_options};
 const SEED: u64 = 4711;
 /// Operations before the volume that the faults meet, and on it.
 const BEFORE: usize = 60;
-const DURING: usize = 60;
+const DURING: usize = 150;
 
 /// A volume that lost its power in the middle of work, so that the workload starts with a recovery.
 pub struct Workload {

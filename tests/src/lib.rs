@@ -2,7 +2,6 @@
 
 pub mod clock;
 pub mod crash;
-#[cfg(any())]
 pub mod faults;
 pub mod machine;
 pub mod model;

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use blockdev::BlockDevice;
 use blockdev::sim::{CutOptions, Discarded, EventKind, Image, SimDevice, SimOptions};
 use fs_core::api::FsOps;
-use fs_core::fsck::{CheckOptions, check};
+use fs_core::fsck::{CheckOptions, Report, check};
 use fs_core::{FormatOptions, MountOptions, PageSize, Volume};
 
 use crate::clock::Clock;
@@ -55,6 +56,12 @@ pub fn mount_options(config: &Config) -> MountOptions {
         delta_bytes: *rng.pick(&[64 << 10, 1 << 20, 64 << 20]),
         ..MountOptions::default()
     }
+}
+
+/// What fsck says of `medium`, data included.
+fn full_check(medium: &Image) -> Result<Report, String> {
+    let device: Arc<dyn BlockDevice> = Arc::new(medium.clone().into_ram());
+    check(&device, &CheckOptions { data: true, progress: None }).map_err(|e| e.to_string())
 }
 
 impl Engine {
@@ -189,9 +196,7 @@ impl Subject for Engine {
     }
 
     fn fsck(medium: &Image) -> Result<Vec<String>, String> {
-        let device = medium.clone().into_ram();
-        let report = check(&device, &CheckOptions { data: true }).map_err(|e| e.to_string())?;
-        Ok(report.problems.iter().map(|p| format!("{p:?}")).collect())
+        Ok(full_check(medium)?.problems.iter().map(|p| format!("{:?}: {p}", p.kind)).collect())
     }
 
     fn cover(&self, coverage: &mut Coverage) {

@@ -1,0 +1,124 @@
+//! Runs ever new histories with power cuts until its time is up; prints one line for a failure.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use dbfs_tests::crash::{Coverage, Plan};
+use dbfs_tests::run::Failure;
+use dbfs_tests::runner::{run_plan, shrink_plan};
+use dbfs_tests::subjects::Engine;
+use parking_lot::Mutex;
+
+/// Histories of random operations with power cuts, against the reference model.
+#[derive(Parser)]
+struct Args {
+    /// First seed; the others follow it
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long to run
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+    /// Number of histories, instead of a time
+    #[arg(long)]
+    histories: Option<u64>,
+    /// Operations of a history
+    #[arg(long, default_value_t = 220)]
+    ops: usize,
+    /// Power cuts of a history
+    #[arg(long, default_value_t = 6)]
+    cuts: usize,
+    /// Threads
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Run this one history, print its operations, and shrink it if it fails
+    #[arg(long)]
+    replay: Option<u64>,
+    /// Go on after a failure
+    #[arg(long)]
+    keep_going: bool,
+    /// Attempts at making a failing history shorter
+    #[arg(long, default_value_t = 400)]
+    shrink: usize,
+}
+
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    let fine = match args.replay {
+        Some(seed) => replay(seed, &args),
+        None => soak(&args),
+    };
+    if fine { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
+}
+
+fn replay(seed: u64, args: &Args) -> bool {
+    let plan = Plan::from_seed(seed, args.ops, args.cuts);
+    println!("{:?}", plan.config);
+    let failure = match run_plan::<Engine>(&plan) {
+        Ok(coverage) => {
+            print!("history {seed} passes\n{coverage}");
+            return true;
+        }
+        Err(failure) => failure,
+    };
+    println!("{failure}\nshrinking...");
+    // Panics are part of the search now, their messages would bury the result.
+    std::panic::set_hook(Box::new(|_| {}));
+    let shrunk = shrink_plan::<Engine>(&plan, failure, args.shrink);
+    shrunk.ops.iter().enumerate().for_each(|(i, op)| println!("{i:>4} {op:?}"));
+    println!("{}", shrunk.failure);
+    false
+}
+
+/// What the threads share.
+struct Soak {
+    next: AtomicU64,
+    done: AtomicU64,
+    failed: AtomicBool,
+    coverage: Mutex<Coverage>,
+}
+
+fn soak(args: &Args) -> bool {
+    let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
+    let soak = Soak {
+        next: AtomicU64::new(args.seed),
+        done: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+        coverage: Mutex::default(),
+    };
+    let more = |seed: u64| match args.histories {
+        Some(n) => seed < args.seed + n,
+        None => Instant::now() < until,
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads.max(1) {
+            scope.spawn(|| run_some(&soak, args, more));
+        }
+    });
+    print!("{}", soak.coverage.lock());
+    println!("{} histories", soak.done.load(Ordering::SeqCst));
+    !soak.failed.load(Ordering::SeqCst)
+}
+
+fn run_some(soak: &Soak, args: &Args, more: impl Fn(u64) -> bool) {
+    while args.keep_going || !soak.failed.load(Ordering::SeqCst) {
+        let seed = soak.next.fetch_add(1, Ordering::SeqCst);
+        if !more(seed) {
+            return;
+        }
+        match run_plan::<Engine>(&Plan::from_seed(seed, args.ops, args.cuts)) {
+            Ok(coverage) => soak.coverage.lock().merge(&coverage),
+            Err(failure) => {
+                soak.failed.store(true, Ordering::SeqCst);
+                println!("{}", one_line(seed, args, &failure));
+            }
+        }
+        soak.done.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn one_line(seed: u64, args: &Args, failure: &Failure) -> String {
+    let text = failure.to_string().replace('\n', " | ");
+    let how = format!("--replay {seed} --ops {} --cuts {}", args.ops, args.cuts);
+    format!("FAILED seed {seed}: {text} (replay: cargo run -p dbfs-tests --bin dbfs-soak -- {how})")
+}

@@ -1,0 +1,67 @@
+//! The state machine in CI: histories on the engine, over the simulator, with power cuts.
+
+use dbfs_tests::crash::Coverage;
+use dbfs_tests::machine::{COVERAGE, Machine};
+use dbfs_tests::subjects::Engine;
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
+
+/// Histories in all.
+const HISTORIES: u32 = 2000;
+/// Threads that share them; each has its own seed.
+const THREADS: u32 = 2;
+/// Operations of a history.
+const OPERATIONS: std::ops::Range<usize> = 200..220;
+
+type Engines = Machine<Engine>;
+
+fn run(thread: u32) -> Result<(), String> {
+    let config = Config {
+        cases: HISTORIES / THREADS,
+        rng_seed: RngSeed::Fixed(u64::from(thread)),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        max_shrink_iters: 500,
+        ..Config::default()
+    };
+    let strategy = <Engines as StateMachineTest>::Reference::sequential_strategy(OPERATIONS);
+    let mut runner = TestRunner::new(config.clone());
+    let outcome = runner.run(&strategy, |(state, ops, seen)| {
+        Engines::test_sequential(config.clone(), state, ops, seen);
+        Ok(())
+    });
+    outcome.map_err(|e| e.to_string())
+}
+
+#[test]
+fn histories_with_power_cuts() {
+    let outcomes: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|t| scope.spawn(move || run(t))).collect();
+        threads.into_iter().map(|t| t.join().expect("proptest catches panics")).collect()
+    });
+    for outcome in outcomes {
+        outcome.unwrap_or_else(|e| panic!("{e}"));
+    }
+    let coverage = COVERAGE.lock().take().unwrap_or_default();
+    println!("{coverage}");
+    assert_met(&coverage);
+}
+
+/// A run that never met a case says nothing about it.
+fn assert_met(coverage: &Coverage) {
+    let wanted = [
+        "checkpoint cut in half",
+        "journal_wraps",
+        "blocks_reused",
+        "inline_homed",
+        "group_commits",
+        "epoch_changes",
+        "cut within a clean remount",
+        "power cuts during recovery",
+        "power cuts after a power cut",
+        "recovered to before the last operation",
+    ];
+    assert_eq!(coverage.missing(&wanted), Vec::<&str>::new());
+    assert_eq!(coverage.get("histories"), u64::from(HISTORIES));
+    assert!(coverage.get("power cuts") >= 5 * u64::from(HISTORIES));
+    assert!(coverage.get("operations") >= 200 * u64::from(HISTORIES));
+}
