@@ -19,21 +19,8 @@ use crate::ops::{How, Nth, Op, Then, pattern};
 /// Longest write that is all or nothing.
 const MAX_ATOMIC: u64 = 1 << 20;
 
-/// What an operation did that matters after a crash.
-pub struct Step {
-    pub promise: Promise,
-    pub atomic: Option<AtomicWrite>,
-}
-
-impl Step {
-    const NOTHING: Step = Step { promise: Promise::None, atomic: None };
-
-    fn promise(promise: Promise) -> Self {
-        Step { promise, atomic: None }
-    }
-}
-
-type Outcome = Result<Step, Failure>;
+/// What an operation has promised.
+type Outcome = Result<Promise, Failure>;
 type Both<T> = (FsResult<T>, FsResult<T>);
 /// Translates a model inode number for the side that runs.
 type At<'a> = &'a dyn Fn(Ino) -> Ino;
@@ -103,7 +90,7 @@ impl<S: Subject> Lockstep<S> {
             Op::Close { nth } => self.close(nth),
             Op::Write { file, offset, len, how, kill_priv } => match self.file(file) {
                 Some(ino) => self.write(ino, offset, len, how, kill_priv),
-                None => Ok(Step::NOTHING),
+                None => Ok(Promise::None),
             },
             Op::Append { file, len, how, then } => self.append(file, len, how, then),
             Op::Read { file, offset, len, direct } => self.read(file, offset, len, direct),
@@ -112,24 +99,24 @@ impl<S: Subject> Lockstep<S> {
             Op::Fsync { node, datasync } => self.fsync(self.node(node), datasync),
             Op::SyncAll => {
                 self.plain(self.both(|fs, _| fs.sync_all()))?;
-                Ok(Step::promise(Promise::All))
+                Ok(Promise::All)
             }
             Op::Statfs => self.statfs(),
             Op::Maintain(work) => {
                 self.subject().maintain(work).map_err(|e| Failure::refused(&e))?;
-                Ok(Step::NOTHING)
+                Ok(Promise::None)
             }
-            Op::Remount => Ok(Step::promise(self.remount()?)),
+            Op::Remount => self.remount(),
             Op::Pass { ms } => {
                 self.clock.advance(u64::from(ms) * 1_000_000);
-                Ok(Step::NOTHING)
+                Ok(Promise::None)
             }
         }
     }
 
     fn plain<T>(&self, (got, want): Both<T>) -> Outcome {
         same_outcome(&got, &want)?;
-        Ok(Step::NOTHING)
+        Ok(Promise::None)
     }
 
     fn attrs(&self, (got, want): Both<Attr>) -> Outcome {
@@ -137,7 +124,7 @@ impl<S: Subject> Lockstep<S> {
         if let (Ok(got), Ok(want)) = (got, want) {
             same_attr(&got, &want, &self.inos)?;
         }
-        Ok(Step::NOTHING)
+        Ok(Promise::None)
     }
 
     fn make(&mut self, op: &Op) -> Outcome {
@@ -159,7 +146,7 @@ impl<S: Subject> Lockstep<S> {
                 let (dir, name) = (self.dir(dir), Op::name(name));
                 self.both_taking(|fs, at| fs.symlink(at(dir), &name, &Op::target(len), root()))
             }
-            _ => return Ok(Step::NOTHING),
+            _ => return Ok(Promise::None),
         };
         if let (Ok(got), Ok(want)) = &made {
             if !self.inos.insert(want.ino, got.ino) {
@@ -195,7 +182,7 @@ impl<S: Subject> Lockstep<S> {
                     self.both_taking(|fs, at| fs.rename(at(dir), &name, at(to_dir), &to_name, flags));
                 self.plain(renamed)
             }
-            _ => Ok(Step::NOTHING),
+            _ => Ok(Promise::None),
         }
     }
 
@@ -212,7 +199,7 @@ impl<S: Subject> Lockstep<S> {
         if got != want {
             fail_with!("listing of model inode {dir} is {got:?}, should be {want:?}");
         }
-        Ok(Step::NOTHING)
+        Ok(Promise::None)
     }
 
     fn readlink(&mut self, ino: Ino) -> Outcome {
@@ -221,7 +208,7 @@ impl<S: Subject> Lockstep<S> {
         if got.ok() != want.ok() {
             fail_with!("wrong target");
         }
-        Ok(Step::NOTHING)
+        Ok(Promise::None)
     }
 
     fn open(&mut self, ino: Ino) -> Outcome {
@@ -234,7 +221,7 @@ impl<S: Subject> Lockstep<S> {
 
     fn close(&mut self, nth: Nth) -> Outcome {
         if self.open.is_empty() {
-            return Ok(Step::NOTHING);
+            return Ok(Promise::None);
         }
         let ino = self.open.swap_remove(usize::from(nth) % self.open.len());
         self.plain(self.both(|fs, at| {
@@ -248,47 +235,45 @@ impl<S: Subject> Lockstep<S> {
         self.writes += 1;
         let data = pattern(self.writes, offset, len as usize);
         let flags = how.flags(kill_priv);
+        let range = offset..offset + u64::from(len);
+        let whole = (flags.direct || flags.dsync) && u64::from(len) <= MAX_ATOMIC;
+        self.atomic = whole.then(|| AtomicWrite { ino, range: range.clone() });
         let (got, want) = self.both_taking(|fs, at| fs.write(at(ino), offset, &data, flags));
         same_outcome(&got, &want)?;
-        let (Ok(got), Ok(want)) = (got, want) else { return Ok(Step::NOTHING) };
+        let (Ok(got), Ok(want)) = (got, want) else { return Ok(Promise::None) };
         if got != want {
             fail_with!("wrote {got} bytes of {want}");
         }
-        let range = offset..offset + u64::from(len);
-        let whole = (flags.direct || flags.dsync) && u64::from(len) <= MAX_ATOMIC;
-        let atomic = whole.then(|| AtomicWrite { ino, range: range.clone() });
-        let promise = promised(flags, ino, range);
-        Ok(Step { promise, atomic })
+        Ok(promised(flags, ino, range))
     }
 
     fn append(&mut self, file: Nth, len: u32, how: How, then: Then) -> Outcome {
-        let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
+        let Some(ino) = self.file(file) else { return Ok(Promise::None) };
         let size = self.model.snapshot().get(ino).map_or(0, |n| n.size());
         let written = self.write(ino, size, len, how, false)?;
-        let synced = match then {
-            Then::Nothing => return Ok(written),
-            Then::Datasync => self.fsync(ino, true)?,
-            Then::Fsync => self.fsync(ino, false)?,
-        };
-        Ok(Step { promise: synced.promise, atomic: written.atomic })
+        match then {
+            Then::Nothing => Ok(written),
+            Then::Datasync => self.fsync(ino, true),
+            Then::Fsync => self.fsync(ino, false),
+        }
     }
 
     fn read(&mut self, file: Nth, offset: u64, len: u32, direct: bool) -> Outcome {
-        let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
+        let Some(ino) = self.file(file) else { return Ok(Promise::None) };
         let flags = IoFlags { direct, ..IoFlags::default() };
         let (got, want) = self.both(|fs, at| {
             let mut buf = vec![0x55; len as usize];
             fs.read(at(ino), offset, &mut buf, flags).map(|n| (n, buf))
         });
         same_outcome(&got, &want)?;
-        let (Ok(got), Ok(want)) = (got, want) else { return Ok(Step::NOTHING) };
+        let (Ok(got), Ok(want)) = (got, want) else { return Ok(Promise::None) };
         if got.0 != want.0 {
             fail_with!("read {} bytes, should be {}", got.0, want.0);
         }
         if let Some(i) = (0..got.0).find(|i| got.1[*i] != want.1[*i]) {
             fail_with!("model inode {ino}: wrong byte at offset {}", offset + i as u64);
         }
-        Ok(Step::NOTHING)
+        Ok(Promise::None)
     }
 
     fn attr_op(&mut self, op: &Op) -> Outcome {
@@ -306,14 +291,14 @@ impl<S: Subject> Lockstep<S> {
                 let time = Some(SetTime::At(Timestamp { secs, nanos: 999_999_999 }));
                 (Some(self.node(node)), SetAttr { atime: time, mtime: time, ..SetAttr::default() })
             }
-            _ => return Ok(Step::NOTHING),
+            _ => return Ok(Promise::None),
         };
-        let Some(ino) = ino else { return Ok(Step::NOTHING) };
+        let Some(ino) = ino else { return Ok(Promise::None) };
         self.attrs(self.both(|fs, at| fs.setattr(at(ino), &changes)))
     }
 
     fn fallocate(&mut self, file: Nth, keep_size: bool, offset: u64, len: u64) -> Outcome {
-        let Some(ino) = self.file(file) else { return Ok(Step::NOTHING) };
+        let Some(ino) = self.file(file) else { return Ok(Promise::None) };
         let mode = if keep_size { Fallocate::KeepSize } else { Fallocate::Allocate };
         let reserved = self.both_taking(|fs, at| fs.fallocate(at(ino), mode, offset, len));
         self.plain(reserved)
@@ -321,13 +306,13 @@ impl<S: Subject> Lockstep<S> {
 
     fn fsync(&mut self, ino: Ino, datasync: bool) -> Outcome {
         self.plain(self.both(|fs, at| fs.fsync(at(ino), datasync)))?;
-        Ok(Step::promise(Promise::File { ino, times: !datasync }))
+        Ok(Promise::File { ino, times: !datasync })
     }
 
     fn statfs(&mut self) -> Outcome {
         match self.subject().fs().statfs() {
             Ok(s) if s.bavail <= s.bfree && s.bfree <= s.blocks && s.ffree <= s.files && s.namelen == 255 => {
-                Ok(Step::NOTHING)
+                Ok(Promise::None)
             }
             other => fail_with!("statfs says {other:?}"),
         }
