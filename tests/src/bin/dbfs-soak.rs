@@ -37,6 +37,10 @@ struct Args {
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
+    /// Break the rule with this number (see mutants.md), to see whether and when it is noticed
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutant: Option<u8>,
     /// Attempts at making a failing history shorter
     #[arg(long, default_value_t = 400)]
     shrink: usize,
@@ -44,6 +48,8 @@ struct Args {
 
 fn main() -> std::process::ExitCode {
     let args = Args::parse();
+    #[cfg(feature = "mutants")]
+    fs_core::mutants::set(args.mutant.and_then(fs_core::mutants::Mutant::from_number));
     let fine = match args.replay {
         Some(seed) => replay(seed, &args),
         None => soak(&args),

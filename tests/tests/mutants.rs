@@ -1,0 +1,43 @@
+//! The histories notice broken rules by themselves. Each rule has a test of its own besides (see
+//! `mutants.md`); this shows that the random search has teeth.
+//!
+//! One test, because a rule is broken for the whole process.
+
+use dbfs_tests::crash::Plan;
+use dbfs_tests::runner::run_plan;
+use dbfs_tests::subjects::Engine;
+use fs_core::mutants::{Mutant, set};
+
+/// Rules that the histories must find broken, and within how many histories.
+const FOUND: &[(Mutant, u64)] = &[
+    (Mutant::NoFlushOnCommit, 30),
+    (Mutant::FlushBeforeRecord, 30),
+    (Mutant::DurableLsnTooHigh, 60),
+    (Mutant::CheckpointBeforeDurable, 30),
+    (Mutant::NoFlushBeforeRoot, 30),
+    (Mutant::SkipHoming, 30),
+    (Mutant::FsyncSkipsData, 30),
+    (Mutant::FsyncSkipsCommit, 30),
+];
+
+fn first_failure(histories: u64) -> Option<u64> {
+    (0..histories).find(|seed| run_plan::<Engine>(&Plan::from_seed(*seed, 220, 6)).is_err())
+}
+
+#[test]
+fn broken_rules_are_found() {
+    // The failures that this test wants may be panics, whose messages would bury the result.
+    std::panic::set_hook(Box::new(|_| {}));
+    assert_eq!(first_failure(10), None, "fails without a broken rule");
+    let missed: Vec<_> = FOUND
+        .iter()
+        .filter(|(mutant, histories)| {
+            set(Some(*mutant));
+            let found = first_failure(*histories);
+            set(None);
+            println!("{mutant:?}: found by history {found:?}");
+            found.is_none()
+        })
+        .collect();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
