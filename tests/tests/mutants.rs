@@ -10,14 +10,29 @@ use fs_core::mutants::{Mutant, set};
 
 /// Rules that the histories must find broken, and within how many histories.
 const FOUND: &[(Mutant, u64)] = &[
-    (Mutant::NoFlushOnCommit, 30),
-    (Mutant::FlushBeforeRecord, 30),
-    (Mutant::DurableLsnTooHigh, 60),
-    (Mutant::CheckpointBeforeDurable, 30),
-    (Mutant::NoFlushBeforeRoot, 30),
-    (Mutant::SkipHoming, 30),
-    (Mutant::FsyncSkipsData, 30),
-    (Mutant::FsyncSkipsCommit, 30),
+    (Mutant::ReuseBeforePublish, 90),
+    (Mutant::AllocOutsideReservation, 20),
+    (Mutant::NoFlushOnCommit, 20),
+    (Mutant::FlushBeforeRecord, 20),
+    (Mutant::DurableLsnTooHigh, 20),
+    (Mutant::CheckpointBeforeDurable, 20),
+    (Mutant::NoFlushBeforeRoot, 20),
+    (Mutant::RootInPlace, 20),
+    (Mutant::LeakOldBlocks, 20),
+    (Mutant::SkipHoming, 20),
+    (Mutant::FsyncSkipsData, 20),
+    (Mutant::FsyncSkipsCommit, 20),
+    (Mutant::SkipRecoveredData, 30),
+    (Mutant::SkipRecordChecksum, 60),
+    (Mutant::IgnoreRecordFailure, 120),
+    (Mutant::KeepSupersededFrames, 20),
+    (Mutant::KeepTruncatedTail, 20),
+    (Mutant::UnlinkWithoutOrphan, 20),
+    (Mutant::RenameInTwoSteps, 30),
+    (Mutant::ReuseInodeNumbers, 20),
+    (Mutant::SplitDirectWrite, 20),
+    (Mutant::IgnoreDsync, 20),
+    (Mutant::OldEpochWins, 30),
 ];
 
 fn first_failure(histories: u64) -> Option<u64> {
