@@ -180,7 +180,7 @@ fn note(expect: &mut Expectation, result: fs_core::Result<()>, promise: Promise)
     };
     let last = expect.states[expect.last()].clone();
     expect.states.push(last);
-    expect.records.push(Record { op: Op::SyncAll, before: 0, after: 0, promise, atomic: None });
+    expect.records.push(Record { op: Op::SyncAll, before: 0, after: 0, promise, written: None });
     expect.acked = expect.records.len();
     Ok(())
 }
@@ -197,7 +197,13 @@ fn see(fs: &dyn FsOps, expect: &mut Expectation) -> Result<(), Failure> {
     let (state, inos) = read_state(fs, &tree, expect);
     expect.states.push(state);
     expect.inos = inos;
-    expect.records.push(Record { op: Op::Statfs, before: 0, after: 0, promise: Promise::None, atomic: None });
+    expect.records.push(Record {
+        op: Op::Statfs,
+        before: 0,
+        after: 0,
+        promise: Promise::None,
+        written: None,
+    });
     expect.acked = expect.records.len();
     Ok(())
 }

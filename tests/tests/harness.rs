@@ -33,7 +33,7 @@ fn lost_synced_data_is_found() {
 
 #[test]
 fn lost_synced_names_are_found() {
-    is_found(Flaw::LostNames, "was promised");
+    is_found(Flaw::LostNames, "names are those of");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_torn_file_is_found() {
 
 #[test]
 fn a_name_lost_out_of_order_is_found() {
-    is_found(Flaw::LostName, "names are those of no state");
+    is_found(Flaw::LostName, "names are those of");
 }
 
 #[test]

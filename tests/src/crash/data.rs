@@ -24,6 +24,8 @@ pub struct FileCheck<'a> {
     versions: Vec<Version>,
     durable: Vec<(usize, Range<u64>)>,
     atomic: Vec<(usize, Range<u64>)>,
+    /// Ends of the writes.
+    ends: BTreeSet<u64>,
     /// What was recovered.
     bytes: &'a [u8],
 }
@@ -42,12 +44,14 @@ impl<'a> FileCheck<'a> {
     /// The check of model inode `ino`, of which `bytes` were recovered.
     pub fn new(expect: &Expectation, ino: Ino, bytes: &'a [u8]) -> Self {
         let floor = expect.data_floor(ino);
+        let writes = expect.writes(ino, floor);
         Self {
             page: expect.page,
             floor,
             versions: expect.versions(ino, floor),
             durable: expect.durable_ranges(ino, floor),
-            atomic: expect.atomic_writes(ino).into_iter().filter(|(i, _)| *i > floor).collect(),
+            atomic: writes.iter().filter(|w| w.2).map(|w| (w.0, w.1.clone())).collect(),
+            ends: writes.iter().map(|w| w.1.end).collect(),
             bytes,
         }
     }
@@ -74,7 +78,7 @@ impl<'a> FileCheck<'a> {
         let between = |v: &[Version]| content(&v[0]).size() < size && size < content(&v[1]).size();
         let partial = size.is_multiple_of(self.page) && self.versions.windows(2).any(between);
         // A write that survived, when the buffered ones before it, which had made the file longer, did not.
-        let written = self.durable.iter().chain(&self.atomic).any(|(_, r)| r.end == size);
+        let written = self.ends.contains(&size);
         let longer = sizes.first().is_none_or(|low| size > *low);
         let allowed = sizes.contains(&size) || partial || (written && longer);
         if !allowed {

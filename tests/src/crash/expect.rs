@@ -102,15 +102,12 @@ impl Expectation {
             .collect()
     }
 
-    /// Atomic writes to `ino` that may or may not be there: the state after each and its bytes.
-    pub fn atomic_writes(&self, ino: Ino) -> Vec<(usize, Range<u64>)> {
-        let writes = self.records.iter().enumerate();
-        writes
-            .filter_map(|(i, r)| match &r.atomic {
-                Some(a) if a.ino == ino => Some((i + 1, a.range.clone())),
-                _ => None,
-            })
-            .collect()
+    /// Writes to `ino` behind state `floor` that may or may not be there: the state after each, its
+    /// bytes, and whether it is all or nothing.
+    pub fn writes(&self, ino: Ino, floor: usize) -> Vec<(usize, Range<u64>, bool)> {
+        let records = self.records.iter().enumerate().skip(floor);
+        let written = records.filter_map(|(i, r)| Some((i + 1, r.written.as_ref()?)));
+        written.filter(|(_, w)| w.ino == ino).map(|(i, w)| (i, w.range.clone(), w.atomic)).collect()
     }
 
     /// The operations from state `from` to state `to`, for a report.

@@ -10,7 +10,7 @@ use fs_core::{FsError, Ino, Result as FsResult};
 use super::compare::{same_attr, same_outcome};
 use super::failure::Failure;
 use super::lockstep::Lockstep;
-use super::record::{AtomicWrite, Promise};
+use super::record::{Promise, Written};
 use super::subject::Subject;
 use super::tree::list;
 use crate::fail_with;
@@ -237,7 +237,7 @@ impl<S: Subject> Lockstep<S> {
         let flags = how.flags(kill_priv);
         let range = offset..offset + u64::from(len);
         let whole = (flags.direct || flags.dsync) && u64::from(len) <= MAX_ATOMIC;
-        self.atomic = whole.then(|| AtomicWrite { ino, range: range.clone() });
+        self.written = Some(Written { ino, range: range.clone(), atomic: whole });
         let (got, want) = self.both_taking(|fs, at| fs.write(at(ino), offset, &data, flags));
         same_outcome(&got, &want)?;
         let (Ok(got), Ok(want)) = (got, want) else { return Ok(Promise::None) };

@@ -8,7 +8,7 @@ use fs_core::api::{FsOps, IoFlags};
 use super::compare::same_attr;
 use super::failure::Failure;
 use super::inos::InoMap;
-use super::record::{AtomicWrite, Promise, Record};
+use super::record::{Promise, Record, Written};
 use super::subject::{Config, Subject};
 use super::tree::Tree;
 use crate::clock::Clock;
@@ -32,8 +32,8 @@ pub struct Lockstep<S: Subject> {
     pub(super) inos: InoMap,
     /// Inodes that the history has open, in the model's numbers, once for each open.
     pub(super) open: Vec<Ino>,
-    /// The atomic write of the operation that runs; even a failed one is all or nothing.
-    pub(super) atomic: Option<AtomicWrite>,
+    /// The write call of the operation that runs; even a failed one may have left something.
+    pub(super) written: Option<Written>,
     /// Number of the last write.
     pub(super) writes: u32,
     /// State before the first operation and after each.
@@ -55,7 +55,7 @@ impl<S: Subject> Lockstep<S> {
             clock: clock.clone(),
             inos,
             open: Vec::new(),
-            atomic: None,
+            written: None,
             writes: 0,
             records: Vec::new(),
             base: 0,
@@ -122,8 +122,8 @@ impl<S: Subject> Lockstep<S> {
         let outcome = self.execute(op);
         let after = self.subject.as_ref().map_or(before, Subject::seq);
         let promise = outcome.as_ref().map_or(Promise::None, |promise| promise.clone());
-        let atomic = self.atomic.take();
-        self.records.push(Record { op: op.clone(), before, after, promise, atomic });
+        let written = self.written.take();
+        self.records.push(Record { op: op.clone(), before, after, promise, written });
         self.states.push(self.model.snapshot());
         outcome.map(|_| ()).map_err(|f| f.within(format!("operation {number}: {op:?}")))
     }

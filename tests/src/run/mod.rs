@@ -12,6 +12,6 @@ mod tree;
 pub use failure::Failure;
 pub use inos::InoMap;
 pub use lockstep::{Lockstep, read_file};
-pub use record::{AtomicWrite, Promise, Record};
+pub use record::{Promise, Record, Written};
 pub use subject::{Config, Subject};
 pub use tree::{Reached, Tree};

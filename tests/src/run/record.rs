@@ -31,13 +31,15 @@ pub enum Promise {
     All,
 }
 
-/// A write that is all or nothing.
+/// A write call, successful or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AtomicWrite {
+pub struct Written {
     /// The file (number in the model).
     pub ino: Ino,
     /// The bytes.
     pub range: Range<u64>,
+    /// It is all or nothing.
+    pub atomic: bool,
 }
 
 /// One operation that ran.
@@ -51,6 +53,6 @@ pub struct Record {
     pub after: u64,
     /// What it promised.
     pub promise: Promise,
-    /// It was an atomic write.
-    pub atomic: Option<AtomicWrite>,
+    /// It was a write.
+    pub written: Option<Written>,
 }
