@@ -55,6 +55,12 @@ impl Volume {
         let Some(_no_homing) = self.homing.try_read() else { return Ok(false) };
         let Some((lo, hi)) = self.small_dirty(inode, first, last) else { return Ok(false) };
         let _range = inode.ranges.lock(lo, hi, true);
+        self.inline_frames(inode, lo, hi)
+    }
+
+    /// Puts the dirty bytes of the pages into the open batch, in one step, unless they are too many.
+    /// The caller holds `homing` and the pages.
+    pub(super) fn inline_frames(&self, inode: &Inode, lo: PageNr, hi: PageNr) -> Result<bool> {
         let frames: Vec<(PageNr, Arc<Frame>)> = {
             let unhomed = inode.unhomed.lock();
             unhomed.range(lo..=hi).map(|(p, f)| (*p, f.clone())).collect()
@@ -101,6 +107,12 @@ impl Volume {
             grows
         })?;
         Ok(Some(lsn))
+    }
+
+    /// Number of pages in the range that have dirty bytes.
+    pub(super) fn dirty_pages_in(&self, inode: &Inode, first: PageNr, last: PageNr) -> usize {
+        let unhomed = inode.unhomed.lock();
+        unhomed.range(first..=last).filter(|(_, frame)| frame.data.read().dirty.is_some()).count()
     }
 
     /// The span of the dirty pages in the range, if all of them together are small.

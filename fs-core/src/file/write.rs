@@ -39,6 +39,10 @@ impl Volume {
         self.admit()?;
         let small_sync = flags.dsync && !flags.direct && data.len() <= self.inline_limit();
         let mut done = 0;
+        if small_sync {
+            self.write_small_sync(inode, offset, data, flags)?;
+            done = data.len();
+        }
         while done < data.len() {
             let at = offset + done as u64;
             // Cut at page borders only, so that every piece is whole pages where the write is.
@@ -48,7 +52,7 @@ impl Volume {
             };
             let room = most - (at % self.page_bytes() as u64) as usize;
             let piece = &data[done..data.len().min(done + room)];
-            if flags.direct || (flags.dsync && !small_sync) {
+            if flags.direct || flags.dsync {
                 self.write_through(inode, at, piece, flags)?;
                 if mutants::active(Mutant::SplitDirectWrite) {
                     self.commit()?;
@@ -73,6 +77,36 @@ impl Volume {
         let last = page_size.page_of(offset + data.len() as u64 - 1);
         let _promise = self.check_room(inode, first, last)?;
         let _range = inode.ranges.lock(first, last, true);
+        self.fill_frames(inode, offset, data, flags)
+    }
+
+    /// A small synchronous write: its bytes go into the cache and into the open batch in one step, so
+    /// that no commit can carry only a part of them (contract C2).
+    fn write_small_sync(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
+        self.throttle_dirty(inode)?;
+        let page_size = self.page_size();
+        let first = page_size.page_of(offset);
+        let last = page_size.page_of(offset + data.len() as u64 - 1);
+        self.check_room(inode, first, last)?;
+        if let Some(_no_homing) = self.homing.try_read() {
+            let _range = inode.ranges.lock(first, last, true);
+            let dirty = self.dirty_pages_in(inode, first, last) * self.page_bytes();
+            if dirty + data.len() <= self.inline_limit() {
+                self.fill_frames(inode, offset, data, flags)?;
+                self.inline_frames(inode, first, last)?;
+                return Ok(());
+            }
+        }
+        // A checkpoint is just sending inline data home, or more of the pages is dirty than should
+        // go into the journal.
+        self.write_through(inode, offset, data, flags)
+    }
+
+    /// Puts the bytes into the cache. The caller holds the pages exclusively.
+    fn fill_frames(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
+        let page_size = self.page_size();
+        let first = page_size.page_of(offset);
+        let last = page_size.page_of(offset + data.len() as u64 - 1);
         let (size, deleted) = {
             let state = inode.state.lock();
             (state.item.size, state.deleted)

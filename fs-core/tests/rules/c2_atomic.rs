@@ -1,11 +1,14 @@
 //! C2: one direct or synchronous write of up to 1 MiB is there as a whole or not at all after a power
 //! cut; a buffered write is whole within each page.
 
-use blockdev::sim::{CutOptions, SimDevice};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blockdev::sim::{CutOptions, SimDevice, Survivors};
 use dbfs_fs_core::Volume;
 use dbfs_fs_core::api::{FsOps, IoFlags};
 
 use crate::rig::*;
+use crate::trace::Trace;
 
 /// Cuts the power at moments from `from` on, and gives `check` what is found.
 fn at_cuts(sim: &SimDevice, from: u64, seeds: u64, mut check: impl FnMut(&Volume, &str)) {
@@ -106,4 +109,39 @@ fn a_buffered_page_is_never_torn() {
             assert!((0..=3).any(|version| got == page(version, n)), "page {n} is torn {when}");
         }
     });
+}
+
+/// Writeback of one of its pages, and somebody else's commit, do not come in between.
+#[test]
+fn a_synchronous_write_is_whole_beside_writeback() {
+    const VERSIONS: u64 = 300;
+    let sim = device();
+    let v = mount(&sim);
+    let (ino, other) = (v.make_file("f"), v.make_file("other"));
+    let version = |n: u64| pattern(2 * PAGE - 3000, n);
+    v.put(ino, 0, &version(0), DIRECT);
+    v.sync_all().unwrap();
+    let from = sim.seq();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                v.writeback_some(1).unwrap();
+                v.fsync(other, true).unwrap();
+            }
+        });
+        for n in 1..=VERSIONS {
+            v.put(ino, 0, &version(n), DSYNC);
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    let trace = Trace::since(&sim, from);
+    let mut last = 0;
+    for (write, ..) in trace.records() {
+        let found = mount(&after_cut(&sim, write.seq + 1, Survivors::KeepAll));
+        let bytes = found.bytes(ino);
+        let n = (last..=VERSIONS).find(|n| version(*n) == bytes);
+        last = n.unwrap_or_else(|| panic!("half of a write at record write {}", write.seq));
+    }
+    assert_eq!(last, VERSIONS);
 }
