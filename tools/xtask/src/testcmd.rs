@@ -46,9 +46,10 @@ fn carried() -> Result<Tally> {
 
 /// What `cargo` is told: to run the tests of the workspace, and then, in a build that can break each
 /// safety rule, to prove that they notice.
-const CARGO_TESTS: [&[&str]; 2] = [
+const CARGO_TESTS: [&[&str]; 3] = [
     &["test", "--workspace", "--no-fail-fast"],
     &["test", "-p", "dbfs-fs-core", "--features", "mutants", "--test", "rules", "mutants"],
+    &["test", "-p", "dbfs-tests", "--features", "mutants", "--test", "mutants"],
 ];
 
 /// Runs the crates' tests and counts them.
