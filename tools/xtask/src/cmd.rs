@@ -1,8 +1,11 @@
 //! Running a program to its end.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::cleanup::Guard;
 
 /// Prints one line about what is going on.
 #[macro_export]
@@ -12,10 +15,10 @@ macro_rules! say {
 
 /// Runs a program with its output shown; an error if it fails.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("cannot start {}", describe(command)))?;
+    let mut child = spawn(command.stdin(Stdio::null()))?;
+    let guard = terminate_on_interrupt(&child)?;
+    let status = child.wait()?;
+    guard.disarm();
     if !status.success() {
         bail!("{} failed: {status}", describe(command));
     }
@@ -33,16 +36,31 @@ pub fn capture(command: &mut Command) -> Result<String> {
 
 /// Runs a program and returns whether it succeeded, with stdout (and stderr after it if it failed).
 pub fn capture_any(command: &mut Command) -> Result<(bool, String)> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {}", describe(command)))?;
+    let child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let guard = terminate_on_interrupt(&child)?;
+    let output = child.wait_with_output()?;
+    guard.disarm();
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         text.push_str(&format!("({})\n", output.status));
     }
     Ok((output.status.success(), text))
+}
+
+/// Starts a program.
+pub fn spawn(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| format!("cannot start {}", describe(command)))
+}
+
+/// Sends SIGTERM to a child if this program is interrupted; to be disarmed when the child has ended.
+pub fn terminate_on_interrupt(child: &Child) -> Result<Guard> {
+    // A descriptor, not a number: it never means another process.
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    Ok(Guard::new(move || {
+        // An error means that it has ended, which is what is wanted.
+        let _ = pidfd_send_signal(&process, Signal::TERM);
+    }))
 }
 
 /// The command line, for messages.

@@ -63,11 +63,8 @@ fn cargo_test() -> Result<Tally> {
 }
 
 fn count_tests(command: &mut Command) -> Result<Tally> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", cmd::describe(command)))?;
+    let mut child = cmd::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let guard = cmd::terminate_on_interrupt(&child)?;
     let stdout = child.stdout.take().context("no output to read")?;
     let mut tally = Tally::default();
     for line in BufReader::new(stdout).lines() {
@@ -76,6 +73,7 @@ fn count_tests(command: &mut Command) -> Result<Tally> {
         println!("{line}");
     }
     let status = child.wait()?;
+    guard.disarm();
     if !status.success() && tally.failed() == 0 {
         // Did not compile, or a test process died before it could count.
         tally.fail(&cmd::describe(command), &anyhow::anyhow!("{status}"));
