@@ -1,5 +1,7 @@
 //! What a mount can be asked for, and what the kernel gave.
 
+use std::ffi::OsString;
+
 /// Longest write or read in one request, in bytes.
 pub const MAX_WRITE: u32 = 1 << 20;
 
@@ -7,7 +9,7 @@ pub const MAX_WRITE: u32 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct MountConfig {
     /// What `/proc/mounts` shows as the source; the volume's path by convention.
-    pub source: String,
+    pub source: OsString,
     /// The kernel refuses changes (EROFS).
     pub read_only: bool,
     /// Users other than the one who mounts may enter. Needs root or `user_allow_other` in
@@ -38,7 +40,7 @@ impl MountConfig {
 
     /// The defaults for a volume shown as `source`: for everybody if mounted by root, and
     /// permissions checked by the kernel.
-    pub fn new(source: impl Into<String>) -> Self {
+    pub fn new(source: impl Into<OsString>) -> Self {
         Self {
             source: source.into(),
             read_only: false,

@@ -27,9 +27,10 @@ mod config;
 mod convert;
 mod dirs;
 mod errors;
+mod fusermount;
 mod gate;
 mod mount;
 mod opens;
 
 pub use config::{Features, MAX_WRITE, MountConfig};
-pub use mount::{Mounted, Unmounter, mount};
+pub use mount::{Mounted, Unmounter, cut_off, detach, mount, remount, take_away};

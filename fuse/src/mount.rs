@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fs_core::api::FsOps;
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::adapter::{Adapter, Link};
 use crate::config::{Features, MountConfig};
+use crate::fusermount;
 
 /// The device every FUSE file system is served through.
 const DEV_FUSE: &str = "/dev/fuse";
@@ -30,15 +31,17 @@ pub fn mount(fs: Arc<dyn FsOps>, dir: &Path, config: &MountConfig) -> io::Result
     let dir = dir.canonicalize()?;
     let link = Arc::new(Link::default());
     let adapter = Adapter::new(fs, config.cached_opens, link.clone());
-    let session = if rustix::process::geteuid().is_root() {
-        let device = mount_as_root(&dir, config)?;
+    let device = if rustix::process::geteuid().is_root() {
+        mount_as_root(&dir, config)?
+    } else {
+        fusermount::mount(&dir, config)?
+    };
+    // Whom the mount lets in is the kernel's decision (`allow_other`).
+    let session =
         Session::from_fd(adapter, device, SessionACL::All, session_config(config)).inspect_err(|_| {
             // The mount is of no use; a failure to remove it must not hide why.
-            let _ = rustix::mount::unmount(&dir, UnmountFlags::DETACH);
-        })?
-    } else {
-        Session::new(adapter, &dir, &session_config(config))?
-    };
+            let _ = detach(&dir);
+        })?;
     let mount_id = mount_id(&dir)?;
     // Set once: there is one session.
     let _ = link.notifier.set(session.notifier());
@@ -98,19 +101,19 @@ impl Unmounter {
         }
         let deadline = Instant::now() + grace;
         loop {
-            match rustix::mount::unmount(&self.dir, UnmountFlags::empty()) {
+            match take_away(&self.dir) {
                 Ok(()) => return Ok(()),
-                Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(BUSY_RETRY),
-                Err(Errno::BUSY) => break,
+                Err(e) if !is_busy(&e) && self.is_mounted() => return Err(e),
                 Err(_) if !self.is_mounted() => return Ok(()),
-                Err(e) => return Err(e.into()),
+                Err(_) if Instant::now() < deadline => std::thread::sleep(BUSY_RETRY),
+                Err(_) => break,
             }
         }
         tracing::warn!("{} is in use; its users are cut off", self.dir.display());
-        // Ends the connection, then fails with EBUSY again. `run` may take the mount away then.
-        let _ = rustix::mount::unmount(&self.dir, UnmountFlags::FORCE);
-        match rustix::mount::unmount(&self.dir, UnmountFlags::DETACH) {
-            Err(e) if self.is_mounted() => Err(e.into()),
+        // `run` may take the mount away once the connection has ended.
+        cut_off(&self.dir);
+        match detach(&self.dir) {
+            Err(e) if self.is_mounted() => Err(e),
             _ => Ok(()),
         }
     }
@@ -120,7 +123,7 @@ impl Unmounter {
         if !self.is_mounted() {
             return;
         }
-        if let Err(e) = rustix::mount::unmount(&self.dir, UnmountFlags::DETACH) {
+        if let Err(e) = detach(&self.dir) {
             tracing::warn!("cannot remove the mount on {}: {e}", self.dir.display());
         }
     }
@@ -129,6 +132,54 @@ impl Unmounter {
     fn is_mounted(&self) -> bool {
         mount_id(&self.dir).is_ok_and(|id| id == self.mount_id)
     }
+}
+
+/// Gives the mount on `dir` other flags: the options of `config` that the kernel knows for every
+/// file system.
+pub fn remount(dir: &Path, config: &MountConfig) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(dir, mount_flags(config), c"")?)
+}
+
+/// Unmounts what nobody uses; EBUSY. Users other than root unmount what they mounted, through the
+/// helper.
+pub fn take_away(dir: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(dir, UnmountFlags::empty()) {
+        Err(Errno::PERM) => fusermount::unmount(dir, false),
+        other => Ok(other?),
+    }
+}
+
+/// Takes a mount out of the tree, in use or not.
+pub fn detach(dir: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(dir, UnmountFlags::DETACH) {
+        Err(Errno::PERM) => fusermount::unmount(dir, true),
+        other => Ok(other?),
+    }
+}
+
+/// Ends the connection between kernel and daemon: whoever still uses the mount gets ENOTCONN. Users
+/// other than root need the kernel's control files for it; without them programs keep what they
+/// have open.
+pub fn cut_off(dir: &Path) {
+    // Ends the connection, then fails: the mount is in use.
+    if rustix::mount::unmount(dir, UnmountFlags::FORCE) != Err(Errno::PERM) {
+        return;
+    }
+    let aborted = connection_number(dir)
+        .and_then(|number| std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1"));
+    if let Err(e) = aborted {
+        tracing::warn!("cannot cut the users of {} off, they may go on: {e}", dir.display());
+    }
+}
+
+/// The minor device number of the mount on `dir`, by which the kernel calls the connection.
+fn connection_number(dir: &Path) -> io::Result<u32> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(CWD, dir, flags, StatxFlags::empty())?.stx_dev_minor)
+}
+
+fn is_busy(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EBUSY)
 }
 
 /// Which mount `dir` is on, without a request to the file system there. The number is never used
@@ -184,21 +235,10 @@ fn mount_flags(config: &MountConfig) -> MountFlags {
     wanted.iter().filter(|(on, _)| *on).fold(MountFlags::empty(), |all, (_, flag)| all | *flag)
 }
 
-/// The same for fuser, which mounts through `fusermount3` for users other than root, and starts
-/// the threads for all.
+/// What fuser needs to know to serve a device that is mounted already.
 fn session_config(config: &MountConfig) -> Config {
-    let wanted = [
-        (config.read_only, MountOption::RO),
-        (config.default_permissions, MountOption::DefaultPermissions),
-        (config.noexec, MountOption::NoExec),
-        (config.noatime, MountOption::NoAtime),
-        (config.sync, MountOption::Sync),
-    ];
     let mut session = Config::default();
-    session.mount_options =
-        vec![MountOption::FSName(config.source.clone()), MountOption::Subtype("dbfs".into())];
-    session.mount_options.extend(wanted.into_iter().filter(|(on, _)| *on).map(|(_, option)| option));
-    session.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
+    session.acl = SessionACL::All;
     session.n_threads = Some(config.threads.max(1));
     session.clone_fd = true;
     session

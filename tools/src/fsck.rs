@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use blockdev::{BlockDevice, Engine};
+use fs_core::FsError;
 use fs_core::fsck::{CheckOptions, Report, Stats};
 
 use crate::{engine, output, size};
@@ -16,6 +17,8 @@ use crate::{engine, output, size};
 /// Exit codes of fsck(8).
 const CLEAN: u8 = 0;
 const ERRORS_LEFT: u8 = 4;
+/// Wrong usage.
+pub const USAGE: u8 = 16;
 
 /// How often the progress is shown.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -39,6 +42,32 @@ pub struct Args {
     json: bool,
     /// Block device or image file
     volume: PathBuf,
+}
+
+impl Args {
+    /// A check of the metadata of `volume`.
+    pub fn check_of(volume: PathBuf) -> Self {
+        Self { no_repair: true, data: false, json: false, volume }
+    }
+}
+
+/// What is checked at boot: that a mount would recover the volume. Prints one line.
+pub fn quick(volume: &Path) -> Result<ExitCode> {
+    let shown = volume.display();
+    let device = engine::open_device(volume, true, Engine::Auto)?;
+    match fs_core::dump::info_json(&device) {
+        Ok(info) => {
+            let journal =
+                if info["changes_to_replay"] == true { " (a mount replays the journal)" } else { "" };
+            println!("{shown}: clean{journal}, {} inodes, {} bytes free", info["inodes"], info["free_bytes"]);
+            Ok(ExitCode::from(CLEAN))
+        }
+        Err(FsError::Device(e)) => Err(e).with_context(|| format!("cannot read {shown}")),
+        Err(e) => {
+            println!("{shown}: cannot be mounted: {e}; run `dbfs fsck` on it by hand");
+            Ok(ExitCode::from(ERRORS_LEFT))
+        }
+    }
 }
 
 /// Runs the command.

@@ -4,14 +4,19 @@ mod daemon;
 mod dump;
 mod engine;
 mod fsck;
+mod generate;
+mod helpers;
 mod info;
 mod logging;
 mod mkfs;
 mod mount;
 mod mounts;
+mod notify;
 mod options;
 mod output;
+mod remount;
 mod serve;
+mod shown;
 mod signals;
 mod signatures;
 mod size;
@@ -47,6 +52,8 @@ enum Command {
     Fsck(fsck::Args),
     Info(info::Args),
     Dump(dump::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 impl Command {
@@ -58,6 +65,7 @@ impl Command {
             Command::Fsck(args) => fsck::run(args),
             Command::Info(args) => info::run(args),
             Command::Dump(args) => dump::run(args),
+            Command::Generate(args) => generate::run(args),
         }
     }
 
@@ -69,13 +77,14 @@ impl Command {
             Command::Fsck(_) => "fsck",
             Command::Info(_) => "info",
             Command::Dump(_) => "dump",
+            Command::Generate(_) => "generate",
         }
     }
 
     /// Exit code for a command that could not do its work.
     fn failure(&self) -> u8 {
         match self {
-            Command::Mkfs(_) | Command::Info(_) | Command::Dump(_) => 1,
+            Command::Mkfs(_) | Command::Info(_) | Command::Dump(_) | Command::Generate(_) => 1,
             Command::Mount(_) | Command::Umount(_) => MOUNT_FAILURE,
             Command::Fsck(_) => FSCK_FAILURE,
         }
@@ -83,7 +92,10 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let args = with_subcommand(std::env::args_os().collect());
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some((name, helper)) = args.first().and_then(|program| helpers::called_as(Path::new(program))) {
+        return helper.run(name, &args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return usage(&args, &error),
@@ -91,21 +103,10 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dbfs {}: {error:#}", cli.command.name());
+            eprintln!("dbfs {}: {}", cli.command.name(), shown::message(&format!("{error:#}")));
             ExitCode::from(cli.command.failure())
         }
     }
-}
-
-/// `mkfs.dbfs`, `mount.dbfs` and `fsck.dbfs`, by which mkfs(8), mount(8) and fsck(8) call us, are
-/// `dbfs mkfs` and so on.
-fn with_subcommand(mut args: Vec<OsString>) -> Vec<OsString> {
-    let called = args.first().and_then(|a| Path::new(a).file_name()).and_then(|n| n.to_str());
-    let command = called.and_then(|n| n.strip_suffix(".dbfs")).map(str::to_owned);
-    if let Some(command) = command {
-        args.insert(1, command.into());
-    }
-    args
 }
 
 /// Shows what clap has to say. Each command has its own exit code for wrong usage.
@@ -115,7 +116,7 @@ fn usage(args: &[OsString], error: &clap::Error) -> ExitCode {
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let code = match args.get(1).and_then(|a| a.to_str()) {
         _ if asked => 0,
-        Some("fsck") => 16,
+        Some("fsck") => fsck::USAGE,
         Some("mkfs" | "mount" | "umount") => 1,
         _ => 2,
     };

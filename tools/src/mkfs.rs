@@ -27,10 +27,28 @@ pub struct Args {
     #[arg(long, short = 'L', default_value = "")]
     label: String,
     /// Overwrite what is on the device, even if the kernel is using it
-    #[arg(long, short = 'f')]
+    #[arg(long, short = 'f', visible_short_alias = 'F')]
     force: bool,
+    /// Say nothing if all goes well
+    #[arg(long, short = 'q')]
+    quiet: bool,
     /// Block device or image file
     volume: PathBuf,
+    /// Size of an image file, as mkfs(8) passes it: in KiB, or with a unit
+    #[arg(value_name = "SIZE", value_parser = parse_kib, conflicts_with = "size")]
+    blocks: Option<u64>,
+}
+
+impl Args {
+    fn size(&self) -> Option<u64> {
+        self.size.or(self.blocks)
+    }
+}
+
+/// Without a unit, sizes behind the device are in KiB (mkfs(8), mke2fs(8)).
+fn parse_kib(text: &str) -> Result<u64, String> {
+    let unit = if text.bytes().all(|b| b.is_ascii_digit()) { "K" } else { "" };
+    size::parse(&format!("{text}{unit}"))
 }
 
 fn parse_page_size(text: &str) -> Result<PageSize, String> {
@@ -67,6 +85,9 @@ fn make(args: &Args) -> Result<()> {
         ..FormatOptions::default()
     };
     engine::format(&args.volume, &device, &options)?;
+    if args.quiet {
+        return Ok(());
+    }
     println!(
         "{}: dbfs volume of {}, pages of {}",
         args.volume.display(),
@@ -82,7 +103,7 @@ fn prepare_file(args: &Args) -> Result<bool> {
     let meta = match std::fs::metadata(&args.volume) {
         Ok(meta) => meta,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let Some(size) = args.size else {
+            let Some(size) = args.size() else {
                 bail!("{volume} does not exist; --size creates an image file");
             };
             let file = File::create_new(&args.volume).with_context(|| format!("cannot create {volume}"))?;
@@ -96,7 +117,7 @@ fn prepare_file(args: &Args) -> Result<bool> {
         }
         Err(e) => return Err(anyhow!(e).context(format!("cannot open {volume}"))),
     };
-    let Some(size) = args.size else { return Ok(false) };
+    let Some(size) = args.size() else { return Ok(false) };
     if !meta.is_file() {
         bail!("{volume} is not an image file; --size is only for those");
     }

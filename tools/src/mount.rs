@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::UnmountFlags;
 
 use crate::daemon::{self, Report, Side};
-use crate::options::Options;
+use crate::options::{self, Options, Unknown};
 use crate::{logging, mounts, serve};
 
 /// Mount a dbfs volume. Returns when the mount is live.
@@ -17,7 +16,7 @@ use crate::{logging, mounts, serve};
 ///
 /// Exit codes: 0 mounted, 1 usage, 32 not mounted.
 #[derive(Debug, clap::Args)]
-#[command(after_help = OPTIONS_HELP)]
+#[command(after_help = options::HELP)]
 pub struct Args {
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", value_parser = known_options)]
@@ -31,27 +30,11 @@ pub struct Args {
     dir: PathBuf,
 }
 
-const OPTIONS_HELP: &str = "\
-Mount options:
-  ro, rw                 change nothing on the volume / read and write
-  allow_other            let other users in (default if root mounts)
-  default_permissions    the kernel checks permissions (always on)
-  nodev, nosuid, noexec  as for every file system
-  noatime, relatime      never update access times / only if they are old (default)
-  sync                   every write is O_SYNC
-  commit=SECONDS         greatest age of changes that nobody has synced (default 2)
-  cache=SIZE             page cache (default 256M)
-  threads=N              threads that serve requests (default 16)
-  engine=auto|uring|pread   how requests reach the device
-  log=FILE               where the daemon's messages go (default: the system's log, with
-                         --foreground the terminal; DBFS_LOG=debug and the like set the level)
-  record=FILE            record every write and flush of the device
-  cached_opens           treat O_DIRECT opens as on kernels before 6.6";
-
 /// Makes a wrong option a matter of usage.
 fn known_options(list: &str) -> Result<String, String> {
     let list = list.to_owned();
-    match Options::parse(std::slice::from_ref(&list)) {
+    match Options::parse(std::slice::from_ref(&list), Unknown::Refuse) {
+        Ok(options) if options.remount => Err("use mount(8) to remount: `mount -o remount,... DIR`".into()),
         Ok(_) => Ok(list),
         Err(e) => Err(format!("{e:#}")),
     }
@@ -59,30 +42,37 @@ fn known_options(list: &str) -> Result<String, String> {
 
 /// Runs the command, and in the daemon's process the daemon.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let options = Options::parse(&args.options)?;
-    let dir = prepare_dir(&args.dir)?;
-    let volume = args
-        .volume
-        .canonicalize()
-        .with_context(|| format!("cannot find the volume {}", args.volume.display()))?;
-    let mut report = if args.foreground {
-        Report::to_nobody()
-    } else {
-        match daemon::daemonize()? {
-            Side::Command(outcome) => return outcome.map(|()| ExitCode::SUCCESS),
-            Side::Daemon(report) => report,
-        }
+    let options = Options::parse(&args.options, Unknown::Refuse)?;
+    if !args.foreground {
+        return in_background(&args.volume, &args.dir, &options);
+    }
+    let (volume, dir) = prepare(&args.volume, &args.dir)?;
+    let served = serve_volume(&volume, &dir, &options, true, &mut Report::to_nobody());
+    served.inspect_err(|error| tracing::error!("{error:#}")).map(|()| ExitCode::SUCCESS)
+}
+
+/// Mounts and returns when the mount is live; in the daemon's process, when it has ended.
+pub fn in_background(volume: &Path, dir: &Path, options: &Options) -> Result<ExitCode> {
+    let (volume, dir) = prepare(volume, dir)?;
+    let mut report = match daemon::daemonize()? {
+        Side::Command(outcome) => return outcome.map(|()| ExitCode::SUCCESS),
+        Side::Daemon(report) => report,
     };
-    let served = serve_volume(&volume, &dir, &options, args.foreground, &mut report);
-    match served {
+    match serve_volume(&volume, &dir, options, false, &mut report) {
         Err(error) if report.failed(&error) => Ok(ExitCode::from(crate::MOUNT_FAILURE)),
         Err(error) => {
-            // The mount was live, or nobody waits: standard error may go nowhere.
+            // The mount was live: standard error goes nowhere.
             tracing::error!("{error:#}");
             Err(error)
         }
         Ok(()) => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn prepare(volume: &Path, dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let dir = prepare_dir(dir)?;
+    let found = volume.canonicalize().with_context(|| format!("cannot find the volume {}", volume.display()));
+    Ok((found?, dir))
 }
 
 fn serve_volume(
@@ -101,7 +91,7 @@ fn prepare_dir(dir: &Path) -> Result<PathBuf> {
     let path = mounts::absolute(dir).with_context(|| format!("cannot mount on {}", dir.display()))?;
     let meta = match std::fs::metadata(&path) {
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) && mounts::mounted_on(&path)?.is_some() => {
-            rustix::mount::unmount(&path, UnmountFlags::DETACH)
+            dbfs_fuse::detach(&path)
                 .with_context(|| format!("cannot remove the dead mount on {}", path.display()))?;
             std::fs::metadata(&path)
         }

@@ -68,10 +68,10 @@ fn octal(bytes: &[u8]) -> Option<u8> {
 }
 
 /// An absolute path for `dir` that a mount table would show. A mount whose daemon has died still
-/// has one.
+/// has one, and so has another user's mount, into which not even root may look.
 pub fn absolute(dir: &Path) -> io::Result<PathBuf> {
     match dir.canonicalize() {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::EACCES)) => {
             let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Err(e) };
             let parent = if parent.as_os_str().as_bytes().is_empty() { Path::new(".") } else { parent };
             Ok(parent.canonicalize()?.join(name))

@@ -1,6 +1,6 @@
 //! What stands behind `-o`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,11 +12,44 @@ use crate::size;
 /// Smallest page cache in bytes: some of the largest writes at once must fit.
 const MIN_CACHE: u64 = 4 << 20;
 
+/// What is said about `-o` to those who ask for help.
+pub const HELP: &str = "\
+Mount options:
+  ro, rw                 change nothing on the volume / read and write
+  allow_other            let other users in (default if root mounts; others need the line
+                         user_allow_other in /etc/fuse.conf)
+  default_permissions    the kernel checks permissions (always on)
+  nodev, nosuid, noexec  as for every file system
+  noatime, relatime      never update access times / only if they are old (default)
+  sync                   every write is O_SYNC
+  commit=SECONDS         greatest age of changes that nobody has synced (default 2)
+  cache=SIZE             page cache (default 256M)
+  threads=N              threads that serve requests (default 16)
+  engine=auto|uring|pread   how requests reach the device
+  log=FILE               where the daemon's messages go (default: the system's log, with
+                         --foreground the terminal; DBFS_LOG=debug and the like set the level)
+  record=FILE            record every write and flush of the device
+  cached_opens           treat O_DIRECT opens as on kernels before 6.6
+  remount                change ro, rw and the flags of a live mount (through mount(8) only)
+Options for mount(8), systemd and fstab(5), such as noauto, nofail, user, _netdev, comment= and
+x-systemd.*, are taken and left to them.";
+
+/// What to do with an option that nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// An error.
+    Refuse,
+    /// Nothing (`mount -s`).
+    Ignore,
+}
+
 /// Options of a mount.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Change nothing on the volume.
     pub read_only: bool,
+    /// Change a mount that is live.
+    pub remount: bool,
     /// For other users too; by default only if root mounts.
     pub allow_other: Option<bool>,
     /// The kernel checks permissions.
@@ -51,6 +84,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             read_only: false,
+            remount: false,
             allow_other: None,
             default_permissions: true,
             nodev: false,
@@ -71,18 +105,22 @@ impl Default for Options {
 
 impl Options {
     /// Parses lists of options, each separated by commas; a later one wins over an earlier one.
-    pub fn parse(lists: &[String]) -> Result<Self> {
+    pub fn parse(lists: &[String], unknown: Unknown) -> Result<Self> {
         let mut options = Self::default();
         for option in lists.iter().flat_map(|l| l.split(',')).filter(|o| !o.is_empty()) {
-            match option.split_once('=') {
+            let known = match option.split_once('=') {
                 Some((name, value)) => options.set_value(name, value)?,
                 None => options.set_flag(option)?,
+            };
+            if !known && unknown == Unknown::Refuse {
+                bail!("unknown mount option {option:?}; `dbfs mount --help` lists the options");
             }
         }
         Ok(options)
     }
 
-    fn set_flag(&mut self, name: &str) -> Result<()> {
+    /// False if there is no such option.
+    fn set_flag(&mut self, name: &str) -> Result<bool> {
         match name {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
@@ -97,18 +135,30 @@ impl Options {
             "noatime" => self.noatime = true,
             // What dbfs does anyway.
             "relatime" | "atime" => self.noatime = false,
+            "diratime" | "nodiratime" | "lazytime" | "nolazytime" | "nostrictatime" | "nomand" => {}
+            "strictatime" | "norelatime" => {
+                bail!(
+                    "mount option {name:?}: dbfs keeps access times as relatime does, or (noatime) not at all"
+                )
+            }
+            "dirsync" => bail!("mount option {name:?}: dbfs has none; fsync of the directory does it"),
             "sync" => self.sync = true,
             "async" => self.sync = false,
             "cached_opens" => self.cached_opens = true,
+            "remount" => self.remount = true,
+            // Whom mount(8) lets mount; what they mount must not give them more rights.
+            "user" | "users" => (self.nodev, self.nosuid, self.noexec) = (true, true, true),
+            "owner" | "group" => (self.nodev, self.nosuid) = (true, true),
             // For mount(8) and fstab(5), not for us.
-            "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "nouser" => {}
-            x if x.starts_with("x-") => {}
-            _ => bail!("unknown mount option {name:?}; `dbfs mount --help` lists the options"),
+            "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "nouser" | "nousers" | "noowner"
+            | "nogroup" | "silent" | "loud" => {}
+            _ => return Ok(is_for_others(name)),
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn set_value(&mut self, name: &str, value: &str) -> Result<()> {
+    /// False if there is no such option.
+    fn set_value(&mut self, name: &str, value: &str) -> Result<bool> {
         let wrong = || format!("in mount option \"{name}={value}\"");
         match name {
             "record" => self.record = Some(value.into()),
@@ -135,15 +185,17 @@ impl Options {
                 }
                 self.commit = Some(Duration::from_secs_f64(seconds));
             }
-            x if x.starts_with("x-") => {}
-            _ => bail!("unknown mount option \"{name}={value}\"; `dbfs mount --help` lists the options"),
+            "user" | "comment" | "uhelper" | "helper" => {}
+            // What the mount is called is the volume's path, and its type fuse.dbfs.
+            "fsname" | "subtype" => {}
+            _ => return Ok(is_for_others(name)),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What the FUSE adapter has to know of them.
-    pub fn mount_config(&self, source: &str) -> MountConfig {
-        let mut config = MountConfig::new(source);
+    pub fn mount_config(&self, volume: &Path) -> MountConfig {
+        let mut config = MountConfig::new(volume);
         config.read_only = self.read_only;
         config.allow_other = self.allow_other.unwrap_or(config.allow_other);
         config.default_permissions = self.default_permissions;
@@ -156,6 +208,11 @@ impl Options {
         config.threads = self.threads.unwrap_or(config.threads);
         config
     }
+}
+
+/// Comments of fstab(5), and what systemd reads there.
+fn is_for_others(name: &str) -> bool {
+    name.starts_with("x-") || name.starts_with("X-")
 }
 
 fn engine(value: &str) -> Result<Engine> {
@@ -172,7 +229,26 @@ mod tests {
     use super::*;
 
     fn parse(lists: &[&str]) -> Result<Options> {
-        Options::parse(&lists.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+        Options::parse(&lists.iter().map(|s| s.to_string()).collect::<Vec<_>>(), Unknown::Refuse)
+    }
+
+    #[test]
+    fn what_mount_and_fstab_pass_on_is_taken() {
+        let o =
+            parse(&["defaults,noauto,user=joe,X-mount.mkdir,comment=a,x-systemd.requires=b,user"]).unwrap();
+        assert!(o.nodev && o.nosuid && o.noexec && !o.remount);
+        let o = parse(&["users,exec,suid,nodiratime,lazytime,remount"]).unwrap();
+        assert!(o.nodev && !o.nosuid && !o.noexec && o.remount);
+        for option in ["strictatime", "dirsync"] {
+            assert!(format!("{:#}", parse(&[option]).unwrap_err()).contains(option));
+        }
+    }
+
+    #[test]
+    fn sloppy_mounts_ignore_what_nobody_knows() {
+        let list = ["frob,ro,frob=1".to_owned()];
+        assert!(Options::parse(&list, Unknown::Ignore).unwrap().read_only);
+        assert!(Options::parse(&["cache=big".to_owned()], Unknown::Ignore).is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use fs_core::{StopFlag, Volume};
 
 use crate::daemon::Report;
 use crate::engine;
+use crate::notify;
 use crate::options::Options;
 use crate::signals::Signals;
 
@@ -25,6 +26,7 @@ pub fn serve(path: &Path, dir: &Path, options: &Options, report: &mut Report) ->
     let device = engine::open_for_mount(path, options)?;
     let volume = engine::mount(path, device, options)?;
     let served = serve_volume(path, dir, options, report, signals, &volume);
+    notify::stopping(&format!("bringing the last changes to {}", path.display()));
     // Also after an error: what has been acknowledged must get home.
     let home = volume.shutdown().with_context(|| {
         format!("the last changes may not have reached {}; see `dbfs fsck -n`", path.display())
@@ -41,8 +43,7 @@ fn serve_volume(
     signals: Signals,
     volume: &Arc<Volume>,
 ) -> Result<()> {
-    let source = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
-    let mounted = dbfs_fuse::mount(volume.clone(), dir, &options.mount_config(source))
+    let mounted = dbfs_fuse::mount(volume.clone(), dir, &options.mount_config(path))
         .with_context(|| format!("cannot mount on {}", dir.display()))?;
     let unmounter = mounted.unmounter();
     if !mounted.features().direct_handles {
@@ -52,7 +53,9 @@ fn serve_volume(
     let stop = Arc::new(StopFlag::default());
     let background = start_background(volume.clone(), stop.clone(), unmounter)?;
     report.live().context("cannot tell that the mount is live")?;
-    tracing::info!("{} is mounted on {}", path.display(), dir.display());
+    let live = format!("{} is mounted on {}", path.display(), dir.display());
+    notify::ready(&live);
+    tracing::info!("{live}");
 
     let served = mounted.run().with_context(|| format!("serving {} failed", dir.display()));
     stop.stop();

@@ -1,17 +1,16 @@
 //! `dbfs umount`: ends a mount and waits until the volume has it all.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use blockdev::Engine;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 
-use crate::engine;
 use crate::mounts::{self, DbfsMount};
+use crate::{engine, remount};
 
 /// How often the daemon is looked after.
 const POLL: Duration = Duration::from_millis(5);
@@ -25,57 +24,80 @@ pub struct Args {
     #[arg(long, short = 'f')]
     force: bool,
     /// Seconds to wait for the daemon
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = PATIENCE.as_secs(), value_name = "SECONDS")]
     timeout: u64,
     /// Where it is mounted
     dir: PathBuf,
 }
 
+/// How a mount is to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// If nobody uses it.
+    Plain,
+    /// Its users are cut off.
+    Force,
+    /// It goes out of the tree now, and ends with its last user: nothing is waited for.
+    Lazy,
+    /// If somebody uses it, it becomes read-only.
+    OrReadOnly,
+}
+
+/// How long the daemon may take to bring everything home, unless told otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let shown = args.dir.display();
-    let dir = mounts::absolute(&args.dir).with_context(|| format!("cannot unmount {shown}"))?;
-    let Some(mount) = mounts::mounted_on(&dir)? else {
-        bail!("no dbfs volume is mounted on {shown}; `mount -t fuse.dbfs` lists those that are");
-    };
-    unmount(&mount, args.force)?;
-    wait_for_daemon(&mount, Duration::from_secs(args.timeout))?;
-    if !mount.read_only {
-        check_that_all_is_home(&mount)?;
-    }
+    let how = if args.force { How::Force } else { How::Plain };
+    unmount(&args.dir, how, Duration::from_secs(args.timeout))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn unmount(mount: &DbfsMount, force: bool) -> Result<()> {
-    let dir = mount.dir.display();
-    match rustix::mount::unmount(&mount.dir, UnmountFlags::empty()) {
-        Ok(()) => Ok(()),
-        Err(Errno::BUSY) if force => {
-            // Cuts the connection and says that it is busy.
-            let _ = rustix::mount::unmount(&mount.dir, UnmountFlags::FORCE);
-            match rustix::mount::unmount(&mount.dir, UnmountFlags::DETACH) {
-                // The daemon took it away first.
-                Ok(()) | Err(Errno::INVAL) => Ok(()),
-                Err(e) => Err(anyhow!(e).context(format!("cannot unmount {dir}"))),
-            }
-        }
-        Err(Errno::BUSY) => {
-            bail!("{dir} is in use (`fuser -vm {dir}` shows by whom); --force cuts its users off")
-        }
-        Err(Errno::PERM) => unmount_as_user(&mount.dir),
-        Err(e) => Err(anyhow!(e).context(format!("cannot unmount {dir}"))),
+/// Unmounts what is mounted on `dir` and waits, at most for `patience`, until all is on the device.
+pub fn unmount(dir: &Path, how: How, patience: Duration) -> Result<()> {
+    let shown = dir.display();
+    let dir = mounts::absolute(dir).with_context(|| format!("cannot unmount {shown}"))?;
+    let Some(mount) = mounts::mounted_on(&dir)? else {
+        bail!("no dbfs volume is mounted on {shown}; `findmnt -t fuse.dbfs` lists those that are");
+    };
+    if !take_away(&mount, how)? || how == How::Lazy {
+        return Ok(());
     }
-}
-
-/// Users other than root unmount what they mounted with FUSE's own helper.
-fn unmount_as_user(dir: &Path) -> Result<()> {
-    let output = Command::new("fusermount3").arg("-u").arg("--").arg(dir).output();
-    let output = output
-        .with_context(|| format!("cannot unmount {}: no permission, and no fusermount3", dir.display()))?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    wait_for_daemon(&mount, patience)?;
+    if !mount.read_only {
+        check_that_all_is_home(&mount)?;
     }
     Ok(())
+}
+
+/// False if the mount was left, read-only.
+fn take_away(mount: &DbfsMount, how: How) -> Result<bool> {
+    let dir = mount.dir.display();
+    let failed = || format!("cannot unmount {dir}");
+    if how == How::Lazy {
+        dbfs_fuse::detach(&mount.dir).with_context(failed)?;
+        return Ok(true);
+    }
+    match dbfs_fuse::take_away(&mount.dir) {
+        Ok(()) => return Ok(true),
+        Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(e).with_context(failed),
+        Err(_) => {}
+    }
+    match how {
+        How::Force => {
+            dbfs_fuse::cut_off(&mount.dir);
+            match dbfs_fuse::detach(&mount.dir) {
+                Err(e) if mounts::mounted_on(&mount.dir)?.is_some() => Err(e).with_context(failed),
+                // Done, or the daemon took it away first.
+                _ => Ok(true),
+            }
+        }
+        How::OrReadOnly => {
+            remount::read_only(&mount.dir)?;
+            Ok(false)
+        }
+        _ => bail!("{dir} is in use (`fuser -vm {dir}` shows by whom); --force cuts its users off"),
+    }
 }
 
 /// The daemon locks the volume as long as it may write to it.

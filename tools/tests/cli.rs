@@ -4,108 +4,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 
-fn dbfs(args: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_dbfs"));
-    c.args(args).stdin(Stdio::null());
-    c
-}
+mod common;
 
-/// A volume in an image file and a place to mount it.
-struct Volume {
-    dir: tempfile::TempDir,
-}
-
-impl Volume {
-    fn new() -> Self {
-        let v = Self { dir: tempfile::tempdir().unwrap() };
-        fs::create_dir(v.mnt()).unwrap();
-        v
-    }
-
-    fn made() -> Self {
-        let v = Self::new();
-        v.ok(&["mkfs", "--size", "64M", "IMAGE"]);
-        v
-    }
-
-    fn image(&self) -> PathBuf {
-        self.dir.path().join("volume.img")
-    }
-
-    fn mnt(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
-    /// The command with IMAGE, MNT and LOG replaced.
-    fn command(&self, args: &[&str]) -> Command {
-        let (image, mnt) = (self.image(), self.mnt());
-        let log = format!("log={}", self.dir.path().join("log").display());
-        let place = |a: &&str| match *a {
-            "IMAGE" => image.to_str().unwrap().to_owned(),
-            "MNT" => mnt.to_str().unwrap().to_owned(),
-            "LOG" => log.clone(),
-            other => other.to_owned(),
-        };
-        let args: Vec<String> = args.iter().map(place).collect();
-        dbfs(&args.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    fn run(&self, args: &[&str]) -> (i32, String) {
-        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
-        let text = [stdout, stderr].concat();
-        (status.code().expect("not killed"), String::from_utf8(text).unwrap())
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let (code, text) = self.run(args);
-        assert_eq!(code, 0, "{args:?}: {text}\n{}", self.log());
-        text
-    }
-
-    /// Expects an exit code and the words in the message.
-    fn fails(&self, args: &[&str], wanted: i32, words: &[&str]) {
-        let (code, text) = self.run(args);
-        assert_eq!(code, wanted, "{args:?}: {text}");
-        for word in words {
-            assert!(text.contains(word), "{word:?} is missing in: {text}");
-        }
-    }
-
-    /// A daemon in the foreground, once it is mounted.
-    fn foreground(&self) -> Child {
-        let mut child =
-            self.command(&["mount", "--foreground", "-o", "LOG", "IMAGE", "MNT"]).spawn().unwrap();
-        while !is_mounted(&self.mnt()) {
-            assert_eq!(child.try_wait().unwrap(), None, "{}", self.log());
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-        child
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        if is_mounted(&self.mnt()) {
-            let _ = self.command(&["umount", "--force", "MNT"]).status();
-        }
-    }
-}
-
-fn is_mounted(dir: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mounts").unwrap();
-    table.lines().any(|l| l.split(' ').nth(1) == dir.to_str())
-}
-
-fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").arg(name).arg(child.id().to_string()).status().unwrap().success());
-}
+use common::{Volume, is_mounted, signal};
 
 #[test]
 fn an_image_is_made_sparse_and_never_by_accident() {

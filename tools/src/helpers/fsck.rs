@@ -1,0 +1,55 @@
+//! `fsck.dbfs`, as fsck(8) and the boot call it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ArgAction;
+
+use crate::fsck;
+
+/// Check a dbfs volume; called by fsck(8).
+///
+/// With -a or -p, as at boot, only what a mount needs is checked unless -f is given: the journal is
+/// replayed by the next mount anyway.
+///
+/// Exit codes: 0 no errors, 4 errors found, 8 the check could not be done, 16 usage.
+#[derive(Debug, clap::Parser)]
+#[allow(dead_code, reason = "some options are taken and need nothing to be done")]
+#[command(name = "fsck.dbfs", version)]
+pub struct Args {
+    /// As at boot: without questions
+    #[arg(short = 'a', short_alias = 'p', visible_short_alias = 'p')]
+    automatic: bool,
+    /// Only check, change nothing
+    #[arg(short = 'n', conflicts_with_all = ["yes", "automatic"])]
+    check_only: bool,
+    /// Repair what can be repaired
+    #[arg(short = 'y')]
+    yes: bool,
+    /// Ask before each repair (taken as -n: there are no questions)
+    #[arg(short = 'r')]
+    ask: bool,
+    /// Check everything, even if the volume seems to be clean
+    #[arg(short = 'f')]
+    force: bool,
+    /// Progress is shown on a terminal only
+    #[arg(short = 'C', value_name = "FD", allow_hyphen_values = true)]
+    progress: Option<i32>,
+    /// Say more
+    #[arg(short = 'v', action = ArgAction::Count)]
+    verbose: u8,
+    /// Nothing, as for other checkers
+    #[arg(short = 'T')]
+    no_title: bool,
+    /// Block device or image file
+    volume: PathBuf,
+}
+
+/// Checks.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.automatic && !args.force {
+        return fsck::quick(&args.volume);
+    }
+    fsck::run(&fsck::Args::check_of(args.volume.clone()))
+}
