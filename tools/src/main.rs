@@ -1,6 +1,7 @@
 //! The `dbfs` command: makes, mounts and looks into volumes.
 
 mod daemon;
+mod df;
 mod dump;
 mod engine;
 mod fsck;
@@ -8,6 +9,7 @@ mod generate;
 mod helpers;
 mod info;
 mod logging;
+mod look;
 mod mkfs;
 mod mount;
 mod mounts;
@@ -51,6 +53,12 @@ enum Command {
     Umount(umount::Args),
     Fsck(fsck::Args),
     Info(info::Args),
+    Df(df::Args),
+    Ls(look::ls::Args),
+    Tree(look::tree::Args),
+    Stat(look::stat::Args),
+    Cat(look::cat::Args),
+    Cp(look::cp::Args),
     Dump(dump::Args),
     #[command(hide = true)]
     Generate(generate::Args),
@@ -64,6 +72,12 @@ impl Command {
             Command::Umount(args) => umount::run(args),
             Command::Fsck(args) => fsck::run(args),
             Command::Info(args) => info::run(args),
+            Command::Df(args) => df::run(args),
+            Command::Ls(args) => look::ls::run(args),
+            Command::Tree(args) => look::tree::run(args),
+            Command::Stat(args) => look::stat::run(args),
+            Command::Cat(args) => look::cat::run(args),
+            Command::Cp(args) => look::cp::run(args),
             Command::Dump(args) => dump::run(args),
             Command::Generate(args) => generate::run(args),
         }
@@ -76,6 +90,12 @@ impl Command {
             Command::Umount(_) => "umount",
             Command::Fsck(_) => "fsck",
             Command::Info(_) => "info",
+            Command::Df(_) => "df",
+            Command::Ls(_) => "ls",
+            Command::Tree(_) => "tree",
+            Command::Stat(_) => "stat",
+            Command::Cat(_) => "cat",
+            Command::Cp(_) => "cp",
             Command::Dump(_) => "dump",
             Command::Generate(_) => "generate",
         }
@@ -84,9 +104,9 @@ impl Command {
     /// Exit code for a command that could not do its work.
     fn failure(&self) -> u8 {
         match self {
-            Command::Mkfs(_) | Command::Info(_) | Command::Dump(_) | Command::Generate(_) => 1,
             Command::Mount(_) | Command::Umount(_) => MOUNT_FAILURE,
             Command::Fsck(_) => FSCK_FAILURE,
+            _ => 1,
         }
     }
 }

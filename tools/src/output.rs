@@ -17,6 +17,18 @@ pub fn json(value: &impl serde::Serialize) -> Result<()> {
     })
 }
 
+/// Prints a JSON object with one list, item by item: it may be longer than memory.
+pub fn json_list(name: &str, items: impl Iterator<Item = impl serde::Serialize>) -> Result<()> {
+    stream(|out| {
+        write!(out, "{{\n  {}: [", serde_json::to_string(name)?)?;
+        for (i, item) in items.enumerate() {
+            out.write_all(if i == 0 { b"\n    " } else { b",\n    " })?;
+            serde_json::to_writer(&mut *out, &item)?;
+        }
+        writeln!(out, "\n  ]\n}}")
+    })
+}
+
 /// Lets `write` print. A reader that closes the pipe (`| head`) has seen enough; that is no error.
 pub fn stream(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
