@@ -3,6 +3,7 @@
 //! The commands install what they lack, build what they need, and clean up behind themselves.
 
 mod bench;
+mod buffer;
 mod cargo;
 mod cleanup;
 mod cmd;

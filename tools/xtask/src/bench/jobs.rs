@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 
 use super::report::Table;
 use super::subject::Subject;
+use crate::buffer::Buffer;
 use crate::rng::Rng;
 
 /// The part of the file or device that is used.
@@ -17,8 +18,6 @@ const SPAN: u64 = 256 << 20;
 
 /// How long each job runs.
 const TIME: Duration = Duration::from_millis(1_500);
-
-const ALIGN: usize = 4096;
 
 /// Fills the file, so that every later write overwrites.
 pub fn lay_out(path: &Path, is_device: bool) -> Result<()> {
@@ -56,23 +55,6 @@ fn open(path: &Path, direct: bool, create: bool) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(create).custom_flags(i32::try_from(flags.bits())?);
     options.open(path).with_context(|| format!("cannot open {}", path.display()))
-}
-
-/// A buffer whose bytes start at a page boundary, as direct I/O wants.
-struct Buffer {
-    memory: Vec<u8>,
-    length: usize,
-}
-
-impl Buffer {
-    fn new(length: usize) -> Self {
-        Self { memory: vec![0x5a; length + ALIGN], length }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        let start = self.memory.as_ptr().align_offset(ALIGN);
-        &mut self.memory[start..start + self.length]
-    }
 }
 
 /// Random 16 KiB operations from several threads; microseconds per operation.

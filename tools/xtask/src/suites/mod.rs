@@ -6,6 +6,7 @@ mod pg_cut;
 mod pg_kill;
 mod pg_regress;
 mod pjdfstest;
+mod scale;
 mod tally;
 
 use anyhow::{Context, Result};
@@ -33,6 +34,8 @@ pub enum Suite {
     PgKill,
     /// Power cuts, rebuilt from a recording of everything the daemon wrote
     PgCut,
+    /// A large file overwritten at random, a directory of a million files: size and memory stay bounded
+    Scale,
 }
 
 impl Suite {
@@ -129,6 +132,7 @@ fn run_one(plan: &Plan, suite: Suite) -> Tally {
         Suite::PgRegress => pg_regress::run(plan, &work, &mut tally),
         Suite::PgKill => pg_kill::run(plan, &work, &mut tally),
         Suite::PgCut => pg_cut::run(plan, &work, &mut tally),
+        Suite::Scale => scale::run(plan, &work, &mut tally),
     });
     if let Err(error) = outcome {
         tally.fail(&format!("{name} (seed {})", plan.seed), &error);

@@ -32,6 +32,15 @@ impl Daemon {
         Ok(Self { process, _mount: mount })
     }
 
+    /// Bytes of memory that the daemon had resident when it had most.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.process.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")).context("no VmHWM in it")?;
+        Ok(kib.trim().parse::<u64>()? << 10)
+    }
+
     /// Kills the daemon with SIGKILL and removes its mount.
     pub fn kill(self) {
         self.process.kill();

@@ -46,6 +46,18 @@ impl Dbfs {
         self.options.record = log;
     }
 
+    /// Bytes of memory that the running daemon had resident when it had most.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.daemon.as_ref().context("not mounted")?.peak_memory()
+    }
+
+    /// Bytes of live metadata on the unmounted volume, which has to be clean.
+    pub fn metadata_bytes(&self) -> Result<u64> {
+        let text = cmd::capture(self.dbfs("fsck").args(["-n", "--json"]).arg(&self.options.image))?;
+        let report: serde_json::Value = serde_json::from_str(&text).context("fsck printed no JSON")?;
+        report["stats"]["metadata_bytes"].as_u64().context("fsck printed no metadata_bytes")
+    }
+
     fn dbfs(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.options.program);
         command.arg(subcommand);
