@@ -32,6 +32,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+/// Page frames are aligned to 4 KiB and live long, between small objects that do not: glibc's allocator
+/// leaves holes that fit neither, and needs four times the memory for a million small files.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit code of a failed mount or unmount, as mount(8) has it.
 const MOUNT_FAILURE: u8 = 32;
 

@@ -26,9 +26,10 @@ const BATCH: usize = 32;
 /// Live metadata that a GiB of randomly overwritten data may have.
 const METADATA_PER_GIB: u64 = 3 * MIB / 2;
 
-/// What the daemon may have resident. Its caches hold 256 MiB of pages and 64 MiB of tree nodes, changes
-/// in memory are merged at 64 MiB; the rest is buffers, bitmaps and the program itself.
-const MEMORY: u64 = 640 * MIB;
+/// What the daemon may have resident. Its caches hold 256 MiB of pages and 64 MiB of tree nodes; changes in
+/// memory are merged at 64 MiB, while as many new ones arrive; the rest is inodes (65,536 at most), buffers,
+/// bitmaps, and what the allocator keeps.
+const MEMORY: u64 = 768 * MIB;
 
 /// How much is done.
 struct Amount {
