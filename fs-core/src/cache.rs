@@ -11,6 +11,7 @@ use blockdev::AlignedBuf;
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
+use crate::alloc::Hold;
 use crate::types::{Ino, PageNr, PageSize};
 
 const SHARDS: usize = 16;
@@ -28,6 +29,9 @@ pub(crate) struct FrameData {
     pub(crate) inline: bool,
     /// When it became dirty (monotonic ns).
     pub(crate) since_ns: u64,
+    /// Space for the blocks that the page will need (contract C9), as long as it is dirty or inline;
+    /// `None`: nobody has looked what it needs.
+    pub(crate) hold: Option<Hold>,
 }
 
 /// A cached page.
@@ -40,7 +44,8 @@ pub(crate) struct Frame {
 impl Frame {
     /// A clean frame.
     pub(crate) fn new(buf: AlignedBuf) -> Arc<Self> {
-        Arc::new(Self { data: RwLock::new(FrameData { buf, dirty: None, inline: false, since_ns: 0 }) })
+        let data = FrameData { buf, dirty: None, inline: false, since_ns: 0, hold: None };
+        Arc::new(Self { data: RwLock::new(data) })
     }
 }
 
@@ -54,20 +59,6 @@ pub(crate) struct PageCache {
     page_size: PageSize,
     dirty_pages: AtomicUsize,
     inline_pages: AtomicUsize,
-    promised_pages: AtomicUsize,
-}
-
-/// Pages that are about to become dirty, as long as it lives.
-#[derive(Debug)]
-pub(crate) struct Promise<'a> {
-    cache: &'a PageCache,
-    pages: usize,
-}
-
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        self.cache.promised_pages.fetch_sub(self.pages, Ordering::SeqCst);
-    }
 }
 
 impl PageCache {
@@ -79,7 +70,6 @@ impl PageCache {
             page_size,
             dirty_pages: AtomicUsize::new(0),
             inline_pages: AtomicUsize::new(0),
-            promised_pages: AtomicUsize::new(0),
         }
     }
 
@@ -138,6 +128,16 @@ impl PageCache {
         self.dirty_pages.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// The frame's page was written or dropped: nothing of it waits any more, and it needs no space.
+    /// Returns whether bytes of it were in the journal only.
+    pub(crate) fn settle(&self, data: &mut FrameData) -> bool {
+        if data.dirty.take().is_some() {
+            self.note_clean();
+        }
+        data.hold = None;
+        self.set_inline(data, false)
+    }
+
     /// Notes whether bytes of the frame's page are in the journal only; returns what it was.
     pub(crate) fn set_inline(&self, data: &mut FrameData, inline: bool) -> bool {
         let before = std::mem::replace(&mut data.inline, inline);
@@ -157,18 +157,6 @@ impl PageCache {
     /// Bytes of dirty pages.
     pub(crate) fn dirty_bytes(&self) -> usize {
         self.dirty_pages.load(Ordering::Relaxed) * self.page_size.bytes()
-    }
-
-    /// Announces pages that will become dirty, so that threads that look for space for theirs at the
-    /// same time see each other.
-    pub(crate) fn promise(&self, pages: usize) -> Promise<'_> {
-        self.promised_pages.fetch_add(pages, Ordering::SeqCst);
-        Promise { cache: self, pages }
-    }
-
-    /// Number of pages that will need blocks: dirty ones and announced ones.
-    pub(crate) fn claimed_pages(&self) -> usize {
-        self.promised_pages.load(Ordering::SeqCst) + self.dirty_pages()
     }
 
     /// Number of dirty pages.

@@ -58,6 +58,7 @@ fn superblock() {
         segments: 16,
         reserve_blocks: 777,
         takeover_groups: 2,
+        journal_groups: 3,
         hash_key: [9; 16],
         created: Timestamp { secs: -5, nanos: 6 },
         label: "name".into(),
@@ -88,6 +89,7 @@ fn superblock() {
         (140, 4, 1),
         (160, 8, -5i64 as u64),
         (168, 4, 6),
+        (172, 4, 3),
     ];
     expect(&b, &fields);
     expect_crc(&b, 12);

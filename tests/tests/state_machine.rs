@@ -59,6 +59,7 @@ fn assert_met(coverage: &Coverage) {
         "power cuts during recovery",
         "power cuts after a power cut",
         "recovered to before the last operation",
+        "operations refused for lack of space",
     ];
     assert_eq!(coverage.missing(&wanted), Vec::<&str>::new());
     assert_eq!(coverage.get("histories"), u64::from(HISTORIES));

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 pub enum Purpose {
     /// New data of users: must leave the reserve alone.
     User,
-    /// What must not fail on a full volume (contract C9): overwriting mapped data, deleting, metadata,
-    /// the journal. May use the reserve.
+    /// New blocks for data that has some: the old ones come back, so it must not fail on a full volume
+    /// (contract C9). May use half of the reserve.
+    Overwrite,
+    /// What everything else depends on: metadata and deleting. May use all of the reserve.
     Essential,
 }
 
@@ -49,7 +51,11 @@ impl Space {
     }
 
     fn floor(&self, purpose: Purpose) -> i64 {
-        if purpose == Purpose::User { self.reserve } else { 0 }
+        match purpose {
+            Purpose::User => self.reserve,
+            Purpose::Overwrite => self.reserve / 2,
+            Purpose::Essential => 0,
+        }
     }
 
     /// Claims `want` blocks, or what there is if that is at least `min`.
@@ -105,7 +111,9 @@ pub struct Hold {
 impl Hold {
     /// Claims `blocks`; `None` if there are not as many for this purpose.
     pub(super) fn claim(space: &Arc<Space>, blocks: u64, purpose: Purpose) -> Option<Self> {
-        space.claim(blocks, blocks, purpose)?;
+        if blocks > 0 {
+            space.claim(blocks, blocks, purpose)?;
+        }
         space.held.fetch_add(clamp(blocks), Ordering::Relaxed);
         Some(Self { space: space.clone(), blocks })
     }
@@ -133,6 +141,12 @@ impl Hold {
         let blocks = blocks.min(self.blocks);
         self.consume(blocks);
         self.space.give(blocks);
+    }
+
+    /// Blocks that were allocated from the claim belong to it again: their bits are clear by now.
+    pub(super) fn restore(&mut self, blocks: u64) {
+        self.blocks += blocks;
+        self.space.held.fetch_add(clamp(blocks), Ordering::Relaxed);
     }
 
     /// The claim was turned into allocated blocks. `blocks` is not more than what is held.
@@ -164,7 +178,9 @@ mod tests {
         assert!(Hold::claim(&space, 91, Purpose::User).is_none());
         let user = Hold::claim(&space, 90, Purpose::User).unwrap();
         assert_eq!(space.claim(1, 4, Purpose::User), None);
-        assert_eq!(space.claim(1, 40, Purpose::Essential), Some(10));
+        assert_eq!(space.claim(1, 40, Purpose::Overwrite), Some(5));
+        assert_eq!(space.claim(1, 4, Purpose::Overwrite), None);
+        assert_eq!(space.claim(1, 40, Purpose::Essential), Some(5));
         assert_eq!(space.claim(1, 1, Purpose::Essential), None);
         assert_eq!(space.held(), 90);
         drop(user);

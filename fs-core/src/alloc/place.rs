@@ -17,11 +17,9 @@ pub enum Class {
     Data = 0,
     /// Nodes of the metadata tree. May use the reserve.
     Metadata = 1,
-    /// Segments of the journal. May use the reserve.
-    Journal = 2,
 }
 
-const CLASSES: usize = 3;
+const CLASSES: usize = 2;
 
 impl Class {
     fn purpose(self) -> Purpose {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::geometry::{Part, corrupt};
 use super::group::{Kind, UNKNOWN};
-use super::hold::Purpose;
+use super::hold::{Hold, Purpose};
 use super::{Admin, Allocator};
 use crate::error::{FsError, Result};
 use crate::mutants::{self, Mutant};
@@ -44,14 +44,32 @@ impl Allocator {
     /// free at once. Errors as for [`Self::free_deferred`]. Never blocks on I/O.
     pub fn free_unwritten(&self, run: BlockRun) -> Result<()> {
         let mut admin = self.admin.lock();
-        self.check_used(&admin, run)?;
+        self.check_allocated(&admin, run)?;
+        self.base.parts(run).try_for_each(|part| self.clear_part(&mut admin, part))
+    }
+
+    /// As [`Self::free_unwritten`], for blocks that were allocated from `hold`: it has them again, and
+    /// nobody else can get them in between.
+    pub fn return_unwritten(&self, run: BlockRun, hold: &mut Hold) -> Result<()> {
+        let mut admin = self.admin.lock();
+        self.check_allocated(&admin, run)?;
+        for part in self.base.parts(run) {
+            self.clear_bits(&mut admin, part)?;
+            hold.restore(part.len.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses what this mount cannot have allocated.
+    fn check_allocated(&self, admin: &Admin, run: BlockRun) -> Result<()> {
+        self.check_used(admin, run)?;
         for part in self.base.parts(run) {
             let state = self.slots.get(part.group.0).map(|slot| slot.state());
             if state.is_none_or(|s| s.reserved().is_none()) {
                 return Err(corrupt(run, "cannot have been allocated by this mount"));
             }
         }
-        self.base.parts(run).try_for_each(|part| self.clear_part(&mut admin, part))
+        Ok(())
     }
 
     /// A write to this run failed: it stays out of use until the volume is mounted again, whatever
@@ -161,6 +179,15 @@ impl Allocator {
     /// Makes blocks free. Order matters: counts that searches use as upper bounds go up before the
     /// bits clear, hints and [`Churn`](super::group::Churn) after, and claims come last.
     pub(super) fn clear_part(&self, admin: &mut Admin, part: Part) -> Result<()> {
+        self.clear_bits(admin, part)?;
+        if !self.slots.entry(part.group.0).state().off_limits() {
+            self.space.give(part.len as u64);
+        }
+        Ok(())
+    }
+
+    /// All of [`Self::clear_part`] but that the blocks can be claimed.
+    fn clear_bits(&self, admin: &mut Admin, part: Part) -> Result<()> {
         let slot = self.slots.entry(part.group.0);
         let state = slot.state();
         let run = self.base.run(part.group, part.start, part.len);
@@ -184,9 +211,6 @@ impl Allocator {
         self.space.freed(part.len as u64);
         if state.reserved().is_none() {
             self.unreserved_freed.fetch_add(part.len as u64, Ordering::SeqCst);
-        }
-        if !state.off_limits() {
-            self.space.give(part.len as u64);
         }
         Ok(())
     }

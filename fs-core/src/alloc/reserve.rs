@@ -234,11 +234,6 @@ impl Allocator {
         !room.is_empty()
     }
 
-    /// Chooses groups as room for a take-over again, as far as there are any. May block on the loader.
-    pub fn keep_room(&self) -> Result<()> {
-        self.fill_room()
-    }
-
     /// Chooses groups as room for a take-over until there are enough: from the end of the volume,
     /// where reservations come last, those at least half free. Not others: on a full volume their few
     /// free blocks are what overwrites and deletes live on (contract C9).

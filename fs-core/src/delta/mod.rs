@@ -6,13 +6,14 @@
 
 mod range_map;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 pub(crate) use range_map::{RangeMap, Slice};
 
+use crate::format::bitmap::BITMAP_BLOCKS;
 use crate::format::{Change, Key, PageBlocks, PageEntry};
-use crate::types::{BlockNr, GroupNr, Ino, Lsn, PageNr};
+use crate::types::{BlockNr, BlockRun, GroupNr, Ino, Lsn, PageNr};
 
 /// New state of a run of pages.
 #[derive(Clone, Debug)]
@@ -85,6 +86,10 @@ pub(crate) struct Delta {
     pub(crate) highest_ino: Ino,
     /// Rough size in memory, in bytes.
     pub(crate) memory: usize,
+    /// Chunks of files with pages that are mapped, and ends of what is unmapped.
+    chunks: HashSet<(Ino, u64)>,
+    /// Pieces of the bitmap with blocks taken or freed.
+    pieces: HashSet<u64>,
 }
 
 impl Delta {
@@ -107,6 +112,8 @@ impl Delta {
                 self.memory += 160 + run.crcs.as_ref().map_or(0, |c| 4 * c.len());
                 self.used_blocks += i64::from(blocks.len);
                 self.blocks.insert(blocks.start.0, blocks.len.into(), true);
+                self.touch(*ino, *page, run.pages.into());
+                self.touch_blocks(blocks);
                 let state = RunState::Blocks(RunBlocks {
                     start: run.start,
                     pages: run.pages.into(),
@@ -121,6 +128,8 @@ impl Delta {
             Change::Unmap { ino, page, pages } => {
                 self.memory += 100;
                 if *pages > 0 {
+                    self.touch(*ino, *page, 1);
+                    self.touch(*ino, PageNr(page.0.saturating_add(*pages - 1)), 1);
                     self.maps.entry(*ino).or_default().insert(page.0, *pages, RunState::Hole);
                 }
             }
@@ -128,16 +137,27 @@ impl Delta {
                 self.memory += 60;
                 self.used_blocks -= i64::from(run.len);
                 self.blocks.insert(run.start.0, run.len.into(), false);
+                self.touch_blocks(*run);
             }
             Change::Reserve { first, count } => self.reserved.push((*first, *count)),
             Change::Inline { .. } | Change::InlineZero { .. } | Change::EpochStart { .. } => {}
         }
     }
 
-    /// About how many items of the tree change with it: a run of blocks is in a map item and in a
-    /// bitmap item.
+    fn touch(&mut self, ino: Ino, first: PageNr, pages: u64) {
+        let last = PageNr(first.0.saturating_add(pages.saturating_sub(1)));
+        self.chunks.extend((first.chunk()..=last.chunk()).map(|chunk| (ino, chunk)));
+    }
+
+    fn touch_blocks(&mut self, run: BlockRun) {
+        let last = run.start.0 + u64::from(run.len.saturating_sub(1));
+        self.pieces.extend(run.start.0 / BITMAP_BLOCKS..=last / BITMAP_BLOCKS);
+    }
+
+    /// About how many items of the tree change with it. Map items that only go away are left out but
+    /// for the first and the last: their nodes go with them.
     pub(crate) fn changed_items(&self) -> usize {
-        self.items.len() + 2 * self.blocks.len()
+        self.items.len() + self.chunks.len() + self.pieces.len()
     }
 
     /// The item, if this delta knows it: `Some(None)` is a deleted one.

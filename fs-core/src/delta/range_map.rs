@@ -43,11 +43,6 @@ impl<V: Slice> RangeMap<V> {
         self.ranges.insert(start, (end - start, value));
     }
 
-    /// Number of ranges.
-    pub(crate) fn len(&self) -> usize {
-        self.ranges.len()
-    }
-
     /// The parts of ranges that lie in `[start, start + len)`, as (start, length, range's start,
     /// value): the value belongs to the whole range.
     pub(crate) fn overlapping(&self, start: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64, &V)> + '_ {

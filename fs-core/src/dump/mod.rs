@@ -85,6 +85,7 @@ fn superblock_doc(device: &dyn BlockDevice) -> Result<Doc> {
         ("segments", sb.segments.into()),
         ("reserve_blocks", sb.reserve_blocks.into()),
         ("takeover_groups", sb.takeover_groups.into()),
+        ("journal_groups", sb.journal_groups.into()),
         ("copies", copies.collect::<Vec<_>>().into()),
     ]))
 }

@@ -9,7 +9,10 @@ use crate::format::Change;
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
 use crate::types::{Lsn, PageNr};
-use crate::volume::Volume;
+use crate::volume::{Cost, Volume};
+
+/// Pages that one call puts into the journal at most: each has to be written home later.
+const MAX_INLINE_PAGES: usize = 128;
 
 impl Volume {
     /// See [`FsOps::fsync`](crate::api::FsOps::fsync).
@@ -31,7 +34,7 @@ impl Volume {
         if let Some(reason) = self.commit.failure() {
             return Err(crate::error::FsError::CommitFailed(reason));
         }
-        self.admit()?;
+        self.check_writable()?;
         if mutants::active(Mutant::FsyncSkipsData) {
             return self.commit();
         }
@@ -52,15 +55,16 @@ impl Volume {
     /// Puts the dirty bytes of the pages into the open batch, if they are few. `false`: they are
     /// not, or a checkpoint is just sending inline data home.
     fn inline_dirty(&self, inode: &Inode, first: PageNr, last: PageNr) -> Result<bool> {
+        let Some((lo, hi, pages)) = self.small_dirty(inode, first, last) else { return Ok(false) };
+        let _admitted = self.admit_cost(Cost::inline(pages as u64, self.inline_limit()))?;
         let Some(_no_homing) = self.homing.try_read() else { return Ok(false) };
-        let Some((lo, hi)) = self.small_dirty(inode, first, last) else { return Ok(false) };
         let _range = inode.ranges.lock(lo, hi, true);
-        self.inline_frames(inode, lo, hi)
+        self.inline_frames(inode, lo, hi, pages)
     }
 
-    /// Puts the dirty bytes of the pages into the open batch, in one step, unless they are too many.
-    /// The caller holds `homing` and the pages.
-    pub(super) fn inline_frames(&self, inode: &Inode, lo: PageNr, hi: PageNr) -> Result<bool> {
+    /// Puts the dirty bytes of the pages into the open batch, in one step, unless they are too many, or
+    /// in more than `most` pages. The caller holds `homing` and the pages, and was let in for that.
+    pub(super) fn inline_frames(&self, inode: &Inode, lo: PageNr, hi: PageNr, most: usize) -> Result<bool> {
         let frames: Vec<(PageNr, Arc<Frame>)> = {
             let unhomed = inode.unhomed.lock();
             unhomed.range(lo..=hi).map(|(p, f)| (*p, f.clone())).collect()
@@ -81,8 +85,11 @@ impl Volume {
                 changes.push(Change::Inline { ino: inode.ino, offset: start + from as u64, data });
             }
         }
-        if bytes > self.inline_limit() {
+        if bytes > self.inline_limit() || changes.len() > most {
             return Ok(false); // it has grown since it was looked at
+        }
+        if !self.hold_ways_home(&frames) {
+            return Ok(false);
         }
         let pages = changes.len();
         self.apply_inline(inode, changes, covered)?;
@@ -115,21 +122,23 @@ impl Volume {
         unhomed.range(first..=last).filter(|(_, frame)| frame.data.read().dirty.is_some()).count()
     }
 
-    /// The span of the dirty pages in the range, if all of them together are small.
-    fn small_dirty(&self, inode: &Inode, first: PageNr, last: PageNr) -> Option<(PageNr, PageNr)> {
+    /// The span of the dirty pages in the range and their number, if all of them together are small.
+    fn small_dirty(&self, inode: &Inode, first: PageNr, last: PageNr) -> Option<(PageNr, PageNr, usize)> {
         let unhomed = inode.unhomed.lock();
         let mut span = None;
-        let mut bytes = 0;
+        let (mut bytes, mut pages) = (0, 0);
         for (page, frame) in unhomed.range(first..=last) {
             if let Some((from, to)) = frame.data.read().dirty {
                 bytes += to - from;
+                pages += 1;
                 span = Some((span.map_or(*page, |(lo, _)| lo), *page));
             }
-            if bytes > self.inline_limit() {
+            if bytes > self.inline_limit() || pages > MAX_INLINE_PAGES {
                 return None;
             }
         }
         // Nothing dirty: an empty span costs nothing and spares the caller the search.
-        Some(span.unwrap_or((first, first)))
+        let (lo, hi) = span.unwrap_or((first, first));
+        Some((lo, hi, pages))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use blockdev::{AlignedBuf, IoClass, Request};
 
-use crate::cache::Frame;
+use crate::cache::{Frame, FrameData};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
@@ -64,11 +64,18 @@ impl Volume {
             buf[*at..*at + bytes.len()].copy_from_slice(bytes);
         }
         let frame = self.cache.insert(inode.ino, page, Frame::new(buf));
-        self.cache.set_inline(&mut frame.data.write(), true);
+        self.note_patched(&mut frame.data.write());
         inode.unhomed.lock().insert(page, frame.clone());
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
         patches.remove(inode.ino, page);
         frame
+    }
+
+    /// The bytes that recovery found in the journal for a page are in its frame now. The space for the
+    /// page's way home was held since the mount.
+    pub(crate) fn note_patched(&self, data: &mut FrameData) {
+        self.cache.set_inline(data, true);
+        data.hold = self.space.take_patched(self.page_blocks().into());
     }
 
     /// Reads the wanted pages from `first` on past the cache. Holes and unwritten pages are zeros.

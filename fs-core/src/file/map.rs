@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use blockdev::{AlignedBuf, IoClass, Request};
 
-use crate::alloc::{Class, Purpose, Request as SpaceRequest};
+use crate::alloc::{Class, Hold, Request as SpaceRequest};
 use crate::error::{FsError, Result};
 use crate::format::{Change, MappedRun, PageEntry};
 use crate::fs::{Inode, InodeState};
@@ -29,18 +29,48 @@ pub(crate) struct WrittenRun {
 }
 
 impl Volume {
+    /// Writes the images (ascending by page) to blocks from `hold` and maps them, with what `update`
+    /// changes of the inode. The caller holds the pages exclusively. If it fails nothing has changed,
+    /// and the blocks are back in `hold`, but for those of a failed write: they stay in quarantine.
+    pub(crate) fn write_and_map(
+        &self,
+        inode: &Inode,
+        images: Vec<PageImage>,
+        goal: Option<BlockNr>,
+        class: IoClass,
+        hold: &mut Hold,
+        update: impl FnOnce(&mut InodeState) -> bool,
+    ) -> Result<()> {
+        let written = self.write_images(images, goal, class, hold)?;
+        let runs: Vec<BlockRun> = written.iter().map(|w| w.run.blocks(self.page_blocks())).collect();
+        let mapped = self
+            .map_changes(inode, written)
+            .and_then(|(changes, grown)| self.apply_to_file(inode, changes, grown, update));
+        if mapped.is_err() {
+            runs.into_iter().for_each(|run| self.return_blocks(run, hold));
+        }
+        mapped.map(drop)
+    }
+
+    /// Gives blocks back that nothing names, and no write to which has failed.
+    pub(crate) fn return_blocks(&self, run: BlockRun, hold: &mut Hold) {
+        if let Err(e) = self.space.alloc.return_unwritten(run, hold) {
+            tracing::error!(error = %e, "blocks that were to be given back were not in use");
+        }
+    }
+
     /// Writes the images (ascending by page) to newly allocated blocks and waits. Nothing is mapped
     /// yet. On failure the blocks are in quarantine.
-    pub(crate) fn write_images(
+    fn write_images(
         &self,
         images: Vec<PageImage>,
         goal: Option<BlockNr>,
         class: IoClass,
-        purpose: Purpose,
+        hold: &mut Hold,
     ) -> Result<Vec<WrittenRun>> {
         let lens: Vec<(PageNr, u32)> =
             images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
-        let placed = self.place_pages(&lens, goal, purpose)?;
+        let placed = self.place_pages(&lens, goal, hold)?;
         let mut images = images.into_iter();
         let mut requests = Vec::new();
         let mut written = Vec::new();
@@ -65,12 +95,13 @@ impl Volume {
         Ok(written)
     }
 
-    /// Finds blocks for pages: (first page, blocks, number of pages) each. Takes nothing on failure.
+    /// Finds blocks for pages in what is held: (first page, blocks, number of pages) each. Takes nothing
+    /// on failure.
     pub(crate) fn place_pages(
         &self,
         pages: &[(PageNr, u32)],
         mut goal: Option<BlockNr>,
-        purpose: Purpose,
+        hold: &mut Hold,
     ) -> Result<Vec<(PageNr, BlockRun, u32)>> {
         let page_blocks = self.page_blocks();
         let mut placed: Vec<(PageNr, BlockRun, u32)> = Vec::new();
@@ -86,12 +117,10 @@ impl Volume {
             let min = want.min(page_blocks);
             let align = if min == page_blocks { page_blocks } else { 1 };
             let request = SpaceRequest { goal, ..SpaceRequest::new(want, min, align, Class::Data) };
-            let run = match self.allocate(&request, purpose) {
+            let run = match self.allocate_from(&request, hold) {
                 Ok(run) => run,
                 Err(e) => {
-                    for (_, run, _) in placed {
-                        self.space.alloc.free_unwritten(run)?;
-                    }
+                    placed.into_iter().for_each(|(_, run, _)| self.return_blocks(run, hold));
                     return Err(e);
                 }
             };
@@ -102,7 +131,7 @@ impl Volume {
             };
             if run.len > use_blocks {
                 let spare = BlockRun::new(run.start.plus(use_blocks.into()), run.len - use_blocks);
-                self.space.alloc.free_unwritten(spare)?;
+                self.return_blocks(spare, hold);
             }
             let run = BlockRun::new(run.start, use_blocks);
             goal = Some(run.end());
@@ -114,7 +143,7 @@ impl Volume {
 
     /// The changes that map what was written and free what was there before, and by how many blocks
     /// the file has grown. The caller holds the pages exclusively.
-    pub(crate) fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
+    fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
         let mut changes = Vec::new();
         let mut grown = 0;
         for w in written {
@@ -132,7 +161,8 @@ impl Volume {
     }
 
     /// Applies changes of a file's mappings together with its inode, if `grown` or the caller's own
-    /// change of the state make that necessary, and gives the allocator what was freed.
+    /// change of the state make that necessary, and gives the allocator what was freed. If it fails
+    /// nothing has changed.
     pub(crate) fn apply_to_file(
         &self,
         inode: &Inode,
@@ -141,12 +171,16 @@ impl Volume {
         update: impl FnOnce(&mut InodeState) -> bool,
     ) -> Result<crate::types::Lsn> {
         let mut state = inode.state.lock();
-        let before = state.item.blocks;
-        state.item.blocks = before.saturating_add_signed(grown);
+        let before = (state.item.clone(), state.disk_size, state.lazy);
+        state.item.blocks = state.item.blocks.saturating_add_signed(grown);
         if update(&mut state) || grown != 0 {
             changes.push(state.put(inode.ino));
         }
-        self.apply_changes(changes, 0)
+        let applied = self.apply_changes(changes, 0);
+        if applied.is_err() {
+            (state.item, state.disk_size, state.lazy) = before;
+        }
+        applied
     }
 
     /// Applies changes and hands freed blocks to the allocator, to be used again when rule R1 allows.

@@ -6,10 +6,11 @@ mod map;
 mod range_lock;
 mod read;
 mod resize;
+mod room;
 mod through;
 mod write;
 mod writeback;
 
 pub(crate) use range_lock::RangeLock;
-pub(crate) use resize::{ORPHAN_DELETE, ORPHAN_TRUNCATE, orphan_key};
+pub(crate) use resize::{FREE_RUNS, ORPHAN_DELETE, ORPHAN_TRUNCATE, orphan_key};
 pub(crate) use write::without_priv;

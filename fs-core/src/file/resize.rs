@@ -13,7 +13,7 @@ use crate::volume::Volume;
 const FREE_STEP: usize = 1024;
 
 /// Runs freed in one step at most, so that the changes fit a journal record.
-const FREE_RUNS: usize = 1000;
+pub(crate) const FREE_RUNS: usize = 1000;
 
 /// What an orphan item says: finish this.
 pub(crate) const ORPHAN_DELETE: u8 = 1;
@@ -96,6 +96,7 @@ impl Volume {
             None => None,
         };
         self.cache.set_inline(&mut data, true);
+        self.hold_way_home(&mut data);
         drop(data);
         inode.unhomed.lock().insert(page, frame);
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
@@ -182,12 +183,14 @@ impl Volume {
         let mut page = page_size.page_of(offset);
         let last = page_size.page_of(end - 1);
         while page <= last {
-            self.admit()?;
             let n = (last.0 - page.0 + 1).min(FREE_STEP as u64);
-            let _promise = self.check_room(inode, page, PageNr(page.0 + n - 1))?;
-            self.reserve_pages(inode, page, n as usize)?;
+            self.with_room(|| {
+                let _admitted = self.admit_cost(self.cost_of_pages(n))?;
+                self.reserve_pages(inode, page, n as usize)
+            })?;
             page = PageNr(page.0 + n);
         }
+        let _admitted = self.admit()?;
         let _range = inode.ranges.lock_all();
         let now = self.env.now();
         let mut state = inode.state.lock();
@@ -232,19 +235,24 @@ impl Volume {
             return Ok(());
         }
         let goal = self.goal_near(inode, first)?;
-        let placed = self.place_pages(&holes, goal, crate::alloc::Purpose::User)?;
+        let blocks = holes.len() as u64 * u64::from(self.page_blocks());
+        let mut hold = self.space.alloc.hold(blocks, crate::alloc::Purpose::User)?;
+        let placed = self.place_pages(&holes, goal, &mut hold)?;
         let mut grown = 0;
         let changes = placed
-            .into_iter()
-            .map(|(page, blocks, pages)| {
+            .iter()
+            .map(|&(page, blocks, pages)| {
                 grown += i64::from(blocks.len);
                 let last_blocks = self.page_blocks() as u8;
                 let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: None };
                 Change::MapRun { ino: inode.ino, page, run }
             })
             .collect();
-        self.apply_to_file(inode, changes, grown, |_| false)?;
-        Ok(())
+        let applied = self.apply_to_file(inode, changes, grown, |_| false);
+        if applied.is_err() {
+            placed.into_iter().for_each(|(_, run, _)| self.return_blocks(run, &mut hold));
+        }
+        applied.map(drop)
     }
 }
 

@@ -4,13 +4,12 @@ use blockdev::{AlignedBuf, IoClass};
 
 use super::map::PageImage;
 use super::write::without_priv;
-use crate::alloc::Purpose;
 use crate::api::IoFlags;
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
-use crate::types::{BLOCK_SIZE, BlockNr, PageNr};
+use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
 use crate::volume::Volume;
 
 impl Volume {
@@ -22,10 +21,14 @@ impl Volume {
         data: &[u8],
         flags: IoFlags,
     ) -> Result<()> {
+        self.with_room(|| self.try_write_through(inode, offset, data, flags))
+    }
+
+    fn try_write_through(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
         let page_size = self.page_size();
         let end = offset + data.len() as u64;
         let (first, last) = (page_size.page_of(offset), page_size.page_of(end - 1));
-        let _promise = self.check_room(inode, first, last)?;
+        let _admitted = self.admit_cost(self.cost_of_pages(last.0 - first.0 + 1))?;
         let _range = inode.ranges.lock(first, last, true);
         let (size, deleted) = {
             let state = inode.state.lock();
@@ -40,14 +43,12 @@ impl Volume {
             .collect::<Result<Vec<_>>>()?;
         let pages = images.len();
         let goal = self.goal_near(inode, first)?;
-        let purpose = self.purpose_of(inode, first, pages)?;
-        let written = self.write_images(images, goal, IoClass::Data, purpose)?;
-        let (changes, grown) = self.map_changes(inode, written)?;
+        let mut hold = self.hold_for_images(inode, first, &images)?;
         let now = self.env.now();
         // The last page's image may hold bytes behind this write that were only in the cache until
         // now: they are on the device with it.
         let covered = new_size.min(page_size.start_of(last) + page_size.bytes() as u64);
-        self.apply_to_file(inode, changes, grown, |state| {
+        self.write_and_map(inode, images, goal, IoClass::Data, &mut hold, |state| {
             state.item.size = state.item.size.max(end);
             let grows = state.disk_size < covered;
             state.disk_size = state.disk_size.max(covered);
@@ -91,15 +92,6 @@ impl Volume {
         Ok(PageImage { page, buf })
     }
 
-    /// Overwriting what has blocks must not fail for lack of space (contract C9): the old blocks come
-    /// back.
-    fn purpose_of(&self, inode: &Inode, first: PageNr, pages: usize) -> Result<Purpose> {
-        let mut entries = vec![PageEntry::Hole; pages];
-        self.meta.pages(inode.ino, first, &mut entries)?;
-        let mapped = entries.iter().all(|e| e.blocks().is_some());
-        Ok(if mapped { Purpose::Essential } else { Purpose::User })
-    }
-
     /// Where new blocks for `page` should go: behind those of the page before it.
     pub(crate) fn goal_near(&self, inode: &Inode, page: PageNr) -> Result<Option<BlockNr>> {
         let before = PageNr(page.0.saturating_sub(1));
@@ -114,30 +106,27 @@ impl Volume {
         let gone: Vec<PageNr> = unhomed.range(first..=last).map(|(p, _)| *p).collect();
         for page in gone {
             if let Some(frame) = unhomed.remove(&page) {
-                let mut data = frame.data.write();
-                if data.dirty.take().is_some() {
-                    self.cache.note_clean();
-                }
-                self.cache.set_inline(&mut data, false);
+                self.cache.settle(&mut frame.data.write());
             }
         }
         drop(unhomed);
         if last.0 - first.0 < 1024 {
             for page in first.0..=last.0 {
                 self.cache.remove(inode.ino, PageNr(page));
-                self.patches.lock().remove(inode.ino, PageNr(page));
+                self.drop_patch(inode, PageNr(page));
             }
         } else {
             self.cache.remove_from(inode.ino, first);
-            let mut patches = self.patches.lock();
-            let gone: Vec<PageNr> = patches
-                .iter()
-                .filter(|(ino, p)| *ino == inode.ino && *p >= first && *p <= last)
-                .map(|(_, p)| p)
-                .collect();
-            for page in gone {
-                patches.remove(inode.ino, page);
-            }
+            let here = |(ino, p): &(Ino, PageNr)| *ino == inode.ino && *p >= first && *p <= last;
+            let gone: Vec<PageNr> = self.patches.lock().iter().filter(here).map(|(_, p)| p).collect();
+            gone.into_iter().for_each(|page| self.drop_patch(inode, page));
+        }
+    }
+
+    /// Forgets what recovery found in the journal for a page, and the space for its way home.
+    fn drop_patch(&self, inode: &Inode, page: PageNr) {
+        if self.patches.lock().remove(inode.ino, page).is_some() {
+            drop(self.space.take_patched(self.page_blocks().into()));
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use super::room::{Room, Until, is_full};
 use crate::api::{FileType, IoFlags};
-use crate::cache::{Frame, FrameData, Promise};
+use crate::cache::{Frame, FrameData};
 use crate::error::{FsError, Result};
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
 use crate::types::PageNr;
-use crate::volume::Volume;
+use crate::volume::{Cost, Volume};
 
 /// Largest file in bytes: what fits 63 bits, as Linux limits it.
 const MAX_SIZE: u64 = i64::MAX as u64;
@@ -36,7 +37,7 @@ impl Volume {
         if data.is_empty() {
             return Ok(0);
         }
-        self.admit()?;
+        self.check_writable()?;
         let small_sync = flags.dsync && !flags.direct && data.len() <= self.inline_limit();
         let mut done = 0;
         if small_sync {
@@ -52,22 +53,27 @@ impl Volume {
             };
             let room = most - (at % self.page_bytes() as u64) as usize;
             let piece = &data[done..data.len().min(done + room)];
-            if flags.direct || flags.dsync {
-                self.write_through(inode, at, piece, flags)?;
-                if mutants::active(Mutant::SplitDirectWrite) {
-                    self.commit()?;
-                }
+            let outcome = if flags.direct || flags.dsync {
+                self.write_through(inode, at, piece, flags)
             } else {
-                self.write_buffered(inode, at, piece, flags)?;
+                self.write_buffered(inode, at, piece, flags)
+            };
+            match outcome {
+                // As write(2): what fits is written.
+                Err(e) if done > 0 && is_full(&e) => break,
+                outcome => outcome?,
+            }
+            if mutants::active(Mutant::SplitDirectWrite) {
+                self.commit()?;
             }
             done += piece.len();
         }
         if flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
-            self.sync_range(inode, offset, data.len(), !flags.sync)?;
+            self.sync_range(inode, offset, done, !flags.sync)?;
         } else {
             self.bound_unflushed()?;
         }
-        Ok(data.len())
+        Ok(done)
     }
 
     fn write_buffered(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
@@ -75,9 +81,12 @@ impl Volume {
         let page_size = self.page_size();
         let first = page_size.page_of(offset);
         let last = page_size.page_of(offset + data.len() as u64 - 1);
-        let _promise = self.check_room(inode, first, last)?;
-        let _range = inode.ranges.lock(first, last, true);
-        self.fill_frames(inode, offset, data, flags)
+        self.with_room(|| {
+            let _admitted = flags.kill_priv.then(|| self.admit()).transpose()?;
+            let _range = inode.ranges.lock(first, last, true);
+            let room = self.hold_pages(inode, first, last, Until::Dirty)?;
+            self.fill_frames(inode, offset, data, flags, room)
+        })
     }
 
     /// A small synchronous write: its bytes go into the cache and into the open batch in one step, so
@@ -87,23 +96,38 @@ impl Volume {
         let page_size = self.page_size();
         let first = page_size.page_of(offset);
         let last = page_size.page_of(offset + data.len() as u64 - 1);
-        self.check_room(inode, first, last)?;
+        let pages = last.0 - first.0 + 1;
+        let admitted = self.admit_cost(Cost::inline(pages, self.inline_limit()))?;
         if let Some(_no_homing) = self.homing.try_read() {
             let _range = inode.ranges.lock(first, last, true);
             let dirty = self.dirty_pages_in(inode, first, last) * self.page_bytes();
             if dirty + data.len() <= self.inline_limit() {
-                self.fill_frames(inode, offset, data, flags)?;
-                self.inline_frames(inode, first, last)?;
-                return Ok(());
+                match self.hold_pages(inode, first, last, Until::Home) {
+                    Ok(room) => {
+                        self.fill_frames(inode, offset, data, flags, room)?;
+                        self.inline_frames(inode, first, last, pages as usize)?;
+                        return Ok(());
+                    }
+                    Err(e) if is_full(&e) => {}
+                    Err(e) => return Err(e),
+                }
             }
         }
         // A checkpoint is just sending inline data home, or more of the pages is dirty than should
-        // go into the journal.
+        // go into the journal, or there is no space to be held until they get home.
+        drop(admitted);
         self.write_through(inode, offset, data, flags)
     }
 
     /// Puts the bytes into the cache. The caller holds the pages exclusively.
-    fn fill_frames(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
+    fn fill_frames(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        data: &[u8],
+        flags: IoFlags,
+        mut room: Room,
+    ) -> Result<()> {
         let page_size = self.page_size();
         let first = page_size.page_of(offset);
         let last = page_size.page_of(offset + data.len() as u64 - 1);
@@ -133,6 +157,7 @@ impl Volume {
             let (lo, hi) = ((from - start) as usize, (to - start) as usize);
             d.buf[lo..hi].copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
             self.mark_dirty(&mut d, lo, hi, now_ns);
+            room.settle_in(i, &mut d);
         }
         {
             let mut unhomed = inode.unhomed.lock();
@@ -185,7 +210,7 @@ impl Volume {
         // checkpoint finds the page in one place or the other at any moment.
         let mut patches = self.patches.lock();
         if patches.get(inode.ino, page).is_some() {
-            self.cache.set_inline(&mut frame.data.write(), true);
+            self.note_patched(&mut frame.data.write());
             inode.unhomed.lock().insert(page, frame.clone());
             self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
             patches.remove(inode.ino, page);
@@ -203,31 +228,6 @@ impl Volume {
                 self.cache.note_dirty();
             }
         }
-    }
-
-    /// Refuses new data when the blocks it will need are not there (delayed allocation must not
-    /// promise what it cannot keep, nor anything else take what was promised). Called with no lock
-    /// held; the result is kept until the pages are dirty or have their blocks.
-    pub(crate) fn check_room(&self, inode: &Inode, first: PageNr, last: PageNr) -> Result<Promise<'_>> {
-        let pages = last.0 - first.0 + 1;
-        let promise = self.cache.promise(pages as usize);
-        let enough = || {
-            let room = self.space.alloc.available_blocks(crate::alloc::Purpose::User);
-            room >= self.cache.claimed_pages() as u64 * u64::from(self.page_blocks())
-        };
-        if enough() {
-            return Ok(promise);
-        }
-        // Overwriting what is mapped does not take space for long: old blocks come back.
-        let mut entries = vec![crate::format::PageEntry::Hole; pages as usize];
-        self.meta.pages(inode.ino, first, &mut entries)?;
-        if entries.iter().all(|e| e.blocks().is_some()) {
-            return Ok(promise);
-        }
-        self.writeback_some(usize::MAX)?;
-        self.commit()?;
-        self.publish_durable()?;
-        if enough() { Ok(promise) } else { Err(FsError::NO_SPACE) }
     }
 
     /// Makes a writer help when too much is dirty.

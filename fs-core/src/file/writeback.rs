@@ -9,9 +9,11 @@ use std::sync::Arc;
 use blockdev::{AlignedBuf, IoClass};
 
 use super::map::PageImage;
+use super::room::is_full;
+use crate::alloc::{Hold, Purpose};
 use crate::cache::Frame;
 use crate::error::{FsError, Result};
-use crate::fs::Inode;
+use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
 use crate::types::{BLOCK_SIZE, Ino, PageNr};
 use crate::volume::Volume;
@@ -48,14 +50,31 @@ impl Volume {
         let mut written = 0;
         let mut from = first;
         while written < max {
-            let step = (STEP_BYTES / self.page_bytes()).min(max - written);
+            let mut step = (STEP_BYTES / self.page_bytes()).min(max - written);
+            let mut admitted = None;
+            if which != Which::Inline {
+                admitted = self.try_admit(self.cost_of_pages(step as u64), Purpose::Essential);
+                // With little room, page by page.
+                step = if admitted.is_some() { step } else { 1 };
+            }
             let pages: Vec<PageNr> = {
                 let unhomed = inode.unhomed.lock();
                 let wanted = unhomed.range(from..=last).filter(|(_, f)| wants(f, which)).map(|(p, _)| *p);
                 wanted.take(step).collect()
             };
             let (Some(lo), Some(hi)) = (pages.first().copied(), pages.last().copied()) else { break };
-            match self.write_step(inode, lo, hi, which) {
+            let outcome = match which {
+                // A checkpoint runs; what its pages need is held.
+                Which::Inline => self.write_step(inode, lo, hi, which),
+                _ => self.with_room_at_last(|| {
+                    let _admitted = match admitted.take() {
+                        Some(admitted) => admitted,
+                        None => self.admit_cost(self.cost_of_pages(step as u64))?,
+                    };
+                    self.write_step(inode, lo, hi, which)
+                }),
+            };
+            match outcome {
                 Ok(n) => written += n,
                 Err(e) => {
                     inode.state.lock().write_error = true;
@@ -85,9 +104,20 @@ impl Volume {
         if frames.is_empty() || deleted {
             return Ok(0);
         }
+        match self.write_out(inode, &frames, size) {
+            // Page by page, there may be space: each step gives back what its pages had.
+            Err(e) if is_full(&e) && frames.len() > 1 => {
+                frames.iter().map(|one| self.write_out(inode, std::slice::from_ref(one), size)).sum()
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Writes and maps the pages of some frames, in one step. The caller holds them exclusively.
+    fn write_out(&self, inode: &Inode, frames: &[(PageNr, Arc<Frame>)], size: u64) -> Result<usize> {
         let mut covered = 0;
         let mut images = Vec::with_capacity(frames.len());
-        for (page, frame) in &frames {
+        for (page, frame) in frames {
             let start = self.page_size().start_of(*page);
             let valid = size.saturating_sub(start).min(self.page_bytes() as u64) as usize;
             if valid == 0 {
@@ -100,24 +130,49 @@ impl Volume {
         }
         let n = images.len();
         if n > 0 {
-            let goal = self.goal_near(inode, lo)?;
             if mutants::active(Mutant::CleanBeforeWrite) {
-                self.clean(inode, &frames);
+                self.clean(inode, frames);
             }
-            // The write was accepted when it was buffered: it may use the reserve.
-            let purpose = crate::alloc::Purpose::Essential;
-            let runs = self.write_images(images, goal, IoClass::Background, purpose)?;
-            let (changes, grown) = self.map_changes(inode, runs)?;
-            self.apply_to_file(inode, changes, grown, |state| {
+            self.write_from_holds(inode, frames, images, |state| {
                 let grows = state.disk_size < covered;
                 state.disk_size = state.disk_size.max(covered);
                 grows
             })?;
         }
-        let homed = self.clean(inode, &frames);
+        let homed = self.clean(inode, frames);
         self.count_pages(&self.counters.writeback_pages, n);
         self.count_pages(&self.counters.inline_homed, homed);
         Ok(n)
+    }
+
+    /// Writes and maps the images in what their frames hold. What the old blocks give back comes from
+    /// the reserve: the write was accepted when it was buffered. On failure the frames hold what they
+    /// held before, but for blocks that are in quarantine.
+    fn write_from_holds(
+        &self,
+        inode: &Inode,
+        frames: &[(PageNr, Arc<Frame>)],
+        images: Vec<PageImage>,
+        update: impl FnOnce(&mut InodeState) -> bool,
+    ) -> Result<()> {
+        let goal = self.goal_near(inode, images[0].page)?;
+        let blocks = images.iter().map(|i| (i.buf.len() / BLOCK_SIZE) as u64).sum();
+        let mut hold = self.space.alloc.hold(0, Purpose::Overwrite)?;
+        let mut shares = Vec::with_capacity(frames.len());
+        for (_, frame) in frames {
+            let share = frame.data.write().hold.take();
+            shares.push(share.as_ref().map(Hold::blocks));
+            share.into_iter().for_each(|share| hold.merge(share));
+        }
+        let outcome = self
+            .top_up(&mut hold, blocks)
+            .and_then(|()| self.write_and_map(inode, images, goal, IoClass::Background, &mut hold, update));
+        if outcome.is_err() {
+            for ((_, frame), share) in frames.iter().zip(shares) {
+                frame.data.write().hold = share.and_then(|n| hold.take(n.min(hold.blocks())));
+            }
+        }
+        outcome
     }
 
     /// The frames are at home: returns how many had bytes in the journal.
@@ -125,11 +180,7 @@ impl Volume {
         let mut homed = 0;
         let mut unhomed = inode.unhomed.lock();
         for (page, frame) in frames {
-            let mut data = frame.data.write();
-            if data.dirty.take().is_some() {
-                self.cache.note_clean();
-            }
-            homed += usize::from(self.cache.set_inline(&mut data, false));
+            homed += usize::from(self.cache.settle(&mut frame.data.write()));
             unhomed.remove(page);
         }
         homed
@@ -176,8 +227,10 @@ impl Volume {
     /// Stores times that were changed lazily, and takes the inode off the dirty list if nothing else
     /// keeps it there.
     pub(crate) fn store_lazy(&self, inode: &Inode) -> Result<()> {
+        let lazy = inode.state.lock().lazy;
+        let _admitted = lazy.then(|| self.admit()).transpose()?;
         let mut state = inode.state.lock();
-        if state.lazy && !state.deleted {
+        if lazy && state.lazy && !state.deleted {
             let change = state.put(inode.ino);
             self.meta.apply(vec![change], 0)?;
         }

@@ -7,7 +7,7 @@ use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::{FsError, Result};
-use crate::types::{BLOCK_SIZE, BlockNr, NODE_SIZE, PageSize};
+use crate::types::{BLOCK_SIZE, BlockNr, GroupNr, NODE_SIZE, PageSize};
 
 /// First bytes of a dbfs volume.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"dbfsSB\r\n";
@@ -56,7 +56,7 @@ struct Raw {
     hash_key: [u8; 16],
     created_secs: I64,
     created_nanos: U32,
-    reserved0: U32,
+    journal_groups: U32,
     label: [u8; 64],
     reserved: [u8; 3856],
 }
@@ -101,6 +101,8 @@ pub struct Superblock {
     pub reserve_blocks: u64,
     /// Groups that the running writer leaves unreserved for a take-over (rule R2).
     pub takeover_groups: u32,
+    /// Groups that only journals use, from the first whole one of the data area on: three areas.
+    pub journal_groups: u32,
     /// Secret of the name hash, so that nobody can construct collisions.
     pub hash_key: [u8; 16],
     /// When the volume was made.
@@ -113,6 +115,16 @@ impl Superblock {
     /// Where the copies are, for a volume of `total_blocks`.
     pub fn copies(total_blocks: u64) -> [BlockNr; 3] {
         [BlockNr(0), SECOND_COPY, BlockNr(total_blocks.saturating_sub(1))]
+    }
+
+    /// Groups that three journals take, each with groups of its own.
+    pub fn journal_groups_for(group_blocks: u32, segment_blocks: u32, segments: u32) -> u32 {
+        3 * segments.div_ceil(group_blocks / segment_blocks)
+    }
+
+    /// The first group that only journals use.
+    pub fn first_journal_group(&self) -> GroupNr {
+        GroupNr(self.first_data_block.0.div_ceil(self.group_blocks.into()))
     }
 
     /// Encodes the copy that belongs at `own`.
@@ -147,7 +159,7 @@ impl Superblock {
             hash_key: self.hash_key,
             created_secs: self.created.secs.into(),
             created_nanos: self.created.nanos.into(),
-            reserved0: 0.into(),
+            journal_groups: self.journal_groups.into(),
             label,
             reserved: [0; 3856],
         };
@@ -202,6 +214,7 @@ impl Superblock {
             segments: raw.segments.get(),
             reserve_blocks: raw.reserve_blocks.get(),
             takeover_groups: raw.takeover_groups.get(),
+            journal_groups: raw.journal_groups.get(),
             hash_key: raw.hash_key,
             created: crate::api::Timestamp { secs: raw.created_secs.get(), nanos: raw.created_nanos.get() },
             label: String::from_utf8_lossy(&raw.label[..label_len]).into_owned(),
@@ -239,6 +252,13 @@ impl Superblock {
             || !(4..=MAX_SEGMENTS).contains(&self.segments)
         {
             return Err("impossible journal size");
+        }
+        let journals = self.first_journal_group().0 + u64::from(self.journal_groups);
+        if self.journal_groups
+            != Self::journal_groups_for(self.group_blocks, self.segment_blocks, self.segments)
+            || journals >= self.total_blocks / u64::from(self.group_blocks)
+        {
+            return Err("impossible journal areas");
         }
         if self.reserve_blocks >= self.total_blocks {
             return Err("the reserve is larger than the volume");

@@ -8,7 +8,7 @@ use crate::volume::Volume;
 impl Volume {
     /// See [`FsOps::setattr`](crate::api::FsOps::setattr).
     pub(crate) fn set_attributes(&self, inode: &Inode, set: &SetAttr) -> Result<Attr> {
-        self.admit()?;
+        let _admitted = self.admit()?;
         let now = self.env.now();
         if let Some(size) = set.size {
             match inode.kind() {

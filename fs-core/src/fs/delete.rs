@@ -22,11 +22,11 @@ impl Volume {
         let first = PageNr(0);
         let mut from = first;
         loop {
+            let _admitted = self.admit_cost(self.cost_of_frees())?;
             let (mut changes, next) = self.free_step(inode, first, from)?;
             if let Some(page) = next {
                 self.apply_changes(changes, 0)?;
                 from = page;
-                self.admit()?;
                 continue;
             }
             changes.push(Change::DelItem { key: Key::new(inode.ino, ItemKind::Inode, 0) });
@@ -57,7 +57,7 @@ impl Volume {
             state.opens = state.opens.saturating_sub(1);
             !self.read_only() && claim_deletion(&mut state)
         };
-        if gone { self.admit().and_then(|()| self.delete_inode(&inode)) } else { Ok(()) }
+        if gone { self.delete_inode(&inode) } else { Ok(()) }
     }
 
     /// After a crash: deletes inodes that were open without a name, finishes truncations.
@@ -76,7 +76,7 @@ impl Volume {
     }
 
     fn reclaim(&self, ino: Ino, reason: &[u8]) -> Result<()> {
-        self.admit()?;
+        let admitted = self.admit()?;
         let inode = match self.inodes.get(&self.meta, ino) {
             Ok(inode) => inode,
             Err(FsError::Posix(libc::ESTALE)) => {
@@ -88,6 +88,7 @@ impl Volume {
             Err(e) => return Err(e),
         };
         if reason == [ORPHAN_DELETE] && claim_deletion(&mut inode.state.lock()) {
+            drop(admitted);
             return self.delete_inode(&inode);
         }
         let _range = inode.ranges.lock_all();

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::dir::{Bucket, check_new_name};
 use super::{Inode, InodeState};
-use crate::alloc::Purpose;
 use crate::api::{Attr, FileType, Owner, Timestamp};
 use crate::error::{FsError, Result};
 use crate::format::node::MAX_VALUE;
@@ -49,10 +48,10 @@ impl Volume {
 
     /// Makes an inode with its first name.
     pub(crate) fn make(&self, parent: Ino, name: &[u8], new: &NewInode<'_>) -> Result<Attr> {
-        self.admit()?;
         if new.target.is_some_and(|t| t.len() > SYMLINK_MAX) {
             return Err(FsError::NAME_TOO_LONG);
         }
+        let _admitted = self.admit_growth()?;
         let _names = self.names.write();
         let dir = self.directory(parent)?;
         check_new_name(name)?;
@@ -65,7 +64,6 @@ impl Volume {
         if is_dir && parent_state.item.nlink >= LINK_MAX {
             return Err(FsError::TOO_MANY_LINKS);
         }
-        self.check_metadata_room()?;
         let now = self.env.now();
         let ino = self.meta.new_ino();
         let item = new_item(new, &parent_state.item, parent, now);
@@ -87,20 +85,9 @@ impl Volume {
         Ok(inode.attr())
     }
 
-    /// Metadata needs blocks too: refuses to add to it when little more than the reserve's half is
-    /// free.
-    pub(crate) fn check_metadata_room(&self) -> Result<()> {
-        let alloc = &self.space.alloc;
-        let free = alloc.available_blocks(Purpose::Essential) + alloc.limbo_blocks();
-        if free >= self.superblock.reserve_blocks / 2 {
-            return Ok(());
-        }
-        Err(FsError::NO_SPACE)
-    }
-
     /// See [`FsOps::link`](crate::api::FsOps::link).
     pub(crate) fn make_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
-        self.admit()?;
+        let _admitted = self.admit_growth()?;
         let _names = self.names.write();
         let dir = self.directory(parent)?;
         check_new_name(name)?;
@@ -112,7 +99,6 @@ impl Volume {
         if inode.kind() == FileType::Directory {
             return Err(FsError::NOT_PERMITTED);
         }
-        self.check_metadata_room()?;
         let now = self.env.now();
         let (mut state, mut parent_state) = lock_two(&inode, &dir);
         if state.deleted || state.item.nlink == 0 {
@@ -132,8 +118,8 @@ impl Volume {
 
     /// See [`FsOps::unlink`](crate::api::FsOps::unlink).
     pub(crate) fn remove_file(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.admit()?;
         let gone = {
+            let _admitted = self.admit()?;
             let _names = self.names.write();
             let dir = self.directory(parent)?;
             let mut bucket = self.bucket_of_old(parent, name)?;
@@ -158,13 +144,13 @@ impl Volume {
 
     /// See [`FsOps::rmdir`](crate::api::FsOps::rmdir).
     pub(crate) fn remove_dir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.admit()?;
         match name {
             b"." => return Err(FsError::INVALID),
             b".." => return Err(FsError::NOT_EMPTY),
             _ => {}
         }
         let gone = {
+            let _admitted = self.admit()?;
             let _names = self.names.write();
             let dir = self.directory(parent)?;
             let mut bucket = self.bucket_of_old(parent, name)?;

@@ -152,8 +152,10 @@ impl FsOps for Volume {
         let sb = &self.superblock;
         let alloc = &self.space.alloc;
         let room = alloc.room_groups().len() as u64 * u64::from(sb.group_blocks);
-        let total = (sb.total_blocks - sb.first_data_block.0).saturating_sub(self.space.kept.total() + room);
-        let free = alloc.available_blocks(Purpose::Essential) + alloc.limbo_blocks();
+        let journals = u64::from(sb.journal_groups) * u64::from(sb.group_blocks);
+        let total = (sb.total_blocks - sb.first_data_block.0).saturating_sub(journals + room);
+        // What is set aside for nodes comes back with the next checkpoint, but for a few.
+        let free = alloc.available_blocks(Purpose::Essential) + alloc.limbo_blocks() + self.admissions.held();
         let free = free.saturating_sub(sb.reserve_blocks);
         // Every inode takes some metadata: an estimate of how many more would fit, as XFS gives it.
         let ffree = (free * (BLOCK_SIZE as u64 / 512)).min(u64::MAX - next_ino.0);

@@ -54,8 +54,8 @@ impl Volume {
         if flags.no_replace && flags.exchange {
             return Err(FsError::INVALID);
         }
-        self.admit()?;
         let deleted = {
+            let _admitted = self.admit()?;
             let _names = self.names.write();
             let from = End { dir: self.directory(parent)?, name: name.to_vec() };
             let to = End { dir: self.directory(new_parent)?, name: new_name.to_vec() };

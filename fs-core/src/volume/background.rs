@@ -7,14 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Volume;
-use crate::alloc::Purpose;
 use crate::error::Result;
-use crate::types::NODE_BLOCKS;
 
 /// A durable LSN is published at the latest after this (rule R1).
 const PUBLISH_WITHIN: Duration = Duration::from_millis(20);
-/// Journal bytes that it takes at most to write a page home, in the long run.
-const HOMING_BYTES: usize = 256;
 /// How often an idle volume looks for work.
 const IDLE: Duration = Duration::from_millis(250);
 
@@ -100,42 +96,5 @@ impl Volume {
         used * 4 >= total
             || self.meta.pressure().1 > self.options.delta_bytes
             || inline > self.options.cache_bytes / 4
-    }
-
-    /// Lets an operation that will change metadata start: makes room in the journal first. Called
-    /// with no lock held.
-    pub(crate) fn admit(&self) -> Result<()> {
-        self.check_writable()?;
-        for _ in 0..3 {
-            let (waiting, memory) = self.meta.pressure();
-            if waiting > 2 * self.meta.max_operation() {
-                self.commit()?;
-            }
-            let inline = self.cache.inline_pages();
-            let crowded = memory >= self.options.delta_bytes * 2
-                || inline * self.page_bytes() > self.options.cache_bytes / 2;
-            if !crowded && self.has_room_for_records(inline) && self.has_room_for_nodes() {
-                return Ok(());
-            }
-            self.checkpoint_again()?;
-        }
-        Ok(())
-    }
-
-    /// Whether the journal has room for what is waiting, for the operations that have been let in,
-    /// and for a checkpoint, which must write all inline pages home: many pages may have little in
-    /// the journal each, but each takes its change of the map then.
-    fn has_room_for_records(&self, inline_pages: usize) -> bool {
-        let journal = self.commit.journal.lock();
-        let homing = (inline_pages * HOMING_BYTES).div_ceil(self.meta.max_operation()) as u64;
-        journal.free_segments() >= (journal.segment_count() / 3).max(4) + homing
-    }
-
-    /// Whether the next checkpoint will find space for its nodes with much to spare: about one for
-    /// every item that changes, and the old ones stay for another checkpoint. On a full volume that
-    /// makes many small checkpoints, each of which fits; a large one might not (contract C9).
-    fn has_room_for_nodes(&self) -> bool {
-        let nodes = self.meta.changed_items() as u64 * 5 / 4;
-        nodes * u64::from(NODE_BLOCKS) * 3 <= self.space.alloc.available_blocks(Purpose::Essential)
     }
 }

@@ -21,14 +21,14 @@ use blockdev::{AlignedBuf, IoClass, Pending, Request};
 use super::Volume;
 use super::commit::wait_all;
 use super::meta::TreeState;
-use crate::alloc::{Class, Purpose, Request as SpaceRequest};
+use crate::alloc::{Class, Request as SpaceRequest};
 use crate::delta::{Delta, RunState};
 use crate::error::{FsError, Result};
 use crate::format::bitmap::{BITMAP_BLOCKS, decode_piece, encode_piece, mark};
 use crate::format::node::NodePtr;
 use crate::format::pending::{PendingEntry, encode_pending};
 use crate::format::slot::MAX_RESERVED;
-use crate::format::{Chunk, GroupRange, ItemKind, JournalPart, Key, PageEntry, RootPtr, RootSlot};
+use crate::format::{Chunk, GroupRange, ItemKind, Key, PageEntry, RootPtr, RootSlot};
 use crate::mutants::{self, Mutant};
 use crate::tree::{ApplyContext, ItemChange, NodeSink, TreeReader};
 use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, CHUNK_PAGES, Ino, Lsn, NODE_BLOCKS, PageNr};
@@ -41,8 +41,6 @@ const WRITES_IN_FLIGHT: usize = 32;
 pub(super) struct Checkpointer {
     /// The last root written.
     pub(super) slot: RootSlot,
-    /// Journals of earlier epochs that the last root still refers to.
-    pub(super) old_parts: Vec<JournalPart>,
     /// Released when the next root is durable.
     pub(super) held: Vec<BlockRun>,
     /// Trees that `held` belonged to, as long as somebody reads them.
@@ -61,8 +59,8 @@ struct FreezePoint {
 
 impl Checkpointer {
     /// After the claim, with the slot it wrote.
-    pub(super) fn new(slot: RootSlot, old_parts: Vec<JournalPart>) -> Self {
-        Self { slot, old_parts, held: Vec::new(), old_trees: Vec::new(), frozen: None }
+    pub(super) fn new(slot: RootSlot) -> Self {
+        Self { slot, held: Vec::new(), old_trees: Vec::new(), frozen: None }
     }
 }
 
@@ -75,7 +73,7 @@ impl Volume {
 
     /// Writes a checkpoint even if nothing has changed: it lets go of the journal behind the one
     /// before it.
-    pub(super) fn checkpoint_again(&self) -> Result<()> {
+    pub(crate) fn checkpoint_again(&self) -> Result<()> {
         self.checkpoint_if(|_, _| true)
     }
 
@@ -124,7 +122,13 @@ impl Volume {
             self.flush_or_stop()?;
         }
         let pending = sink.pending_entries();
-        let slot = self.next_slot(state, point, &frozen, &sink, root, list)?;
+        let slot = match self.next_slot(state, point, &frozen, &sink, root, list) {
+            Ok(slot) => slot,
+            Err(e) => {
+                sink.give_back();
+                return Err(e);
+            }
+        };
         self.write_slot(&slot)?;
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
         // The new bitmaps show the old nodes as free; they are not, yet.
@@ -185,7 +189,7 @@ impl Volume {
         let blocks = bytes.len().div_ceil(BLOCK_SIZE) as u32;
         let request =
             SpaceRequest { goal: sink.goal, ..SpaceRequest::new(blocks, blocks, 1, Class::Metadata) };
-        let run = self.allocate(&request, Purpose::Essential)?;
+        let run = self.allocate(&request)?;
         self.space.kept.add(run);
         sink.list = Some(run);
         let mut buf = AlignedBuf::zeroed(run.bytes());
@@ -272,10 +276,6 @@ impl Volume {
         }
         let mut next = freed;
         next.extend(state.slot.pending);
-        for part in state.old_parts.drain(..) {
-            let len = self.superblock.segment_blocks;
-            next.extend(part.segments.iter().map(|s| BlockRun::new(*s, len)));
-        }
         if mutants::active(Mutant::ReuseNodesEarly) {
             ready.append(&mut next);
         }
@@ -290,6 +290,7 @@ impl Volume {
         }
         self.space.publish(slot.durable_lsn);
         state.slot = slot;
+        self.set_nodes_aside(None);
     }
 }
 
@@ -372,7 +373,7 @@ impl NodeSink for Sink<'_> {
     fn alloc(&mut self) -> Result<BlockNr> {
         let n = NODE_BLOCKS;
         let request = SpaceRequest { goal: self.goal, ..SpaceRequest::new(n, n, n, Class::Metadata) };
-        let run = self.volume.allocate(&request, Purpose::Essential)?;
+        let run = self.volume.allocate(&request)?;
         self.goal = Some(run.end());
         self.taken.push(run.start);
         Ok(run.start)

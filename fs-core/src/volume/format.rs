@@ -4,6 +4,7 @@ use blockdev::{AlignedBuf, BlockDevice, IoClass, Request};
 use uuid::Uuid;
 
 use super::commit::wait_all;
+use super::journal_area::JournalAreas;
 use crate::alloc::Geometry;
 use crate::env::Env;
 use crate::error::{FsError, Result};
@@ -19,7 +20,8 @@ pub struct FormatOptions {
     pub page_size: PageSize,
     /// Name of the volume, at most 63 bytes.
     pub label: String,
-    /// Journal size in bytes; `None`: 1/32 of the volume, from 2 to 64 MiB.
+    /// Journal size in bytes; `None`: between 1/64 and 1/32 of the volume, from 2 to 64 MiB. Three times
+    /// as much, in whole block groups, is set aside.
     pub journal_bytes: Option<u64>,
     /// Owner of the root directory.
     pub root_owner: (u32, u32),
@@ -37,6 +39,8 @@ impl Default for FormatOptions {
 }
 
 const SEGMENTS: u32 = 16;
+/// The reserve of the smallest volume, in blocks.
+const MIN_RESERVE: u64 = 512;
 const MEMBERSHIP_START: BlockNr = BlockNr(16);
 const MEMBERSHIP_BLOCKS: u32 = 256;
 const SLOT_ROWS: u32 = 512;
@@ -60,7 +64,9 @@ fn plan(bytes: u64, options: &FormatOptions, env: &dyn Env) -> Result<Superblock
     // At least 32 groups, so that a take-over finds groups that the old writer had not reserved.
     let group_blocks = (total_blocks / 32).next_power_of_two() / 2;
     let group_blocks = group_blocks.clamp(512, 32768) as u32;
-    let journal = options.journal_bytes.unwrap_or(bytes / 32).clamp(2 << 20, 64 << 20);
+    // By default it fits a group, so that the groups set aside for journals are used well.
+    let default = (bytes / 32).min(u64::from(group_blocks) * BLOCK_SIZE as u64);
+    let journal = options.journal_bytes.unwrap_or(default).clamp(2 << 20, 64 << 20);
     let segment_blocks =
         (journal / u64::from(SEGMENTS) / BLOCK_SIZE as u64).clamp(32, u64::from(group_blocks)) as u32;
     let slot_rows = if total_blocks < 1 << 18 { SLOT_ROWS_SMALL } else { SLOT_ROWS };
@@ -83,9 +89,10 @@ fn plan(bytes: u64, options: &FormatOptions, env: &dyn Env) -> Result<Superblock
         first_data_block: slots_start.plus(u64::from(slot_rows) * 2),
         segment_blocks,
         segments: SEGMENTS,
-        // With a journal: a mount takes a new one before it can let go of the old one.
-        reserve_blocks: (total_blocks / 50).min(1 << 18) + u64::from(segment_blocks * SEGMENTS),
+        // Half of it is for metadata; the other half must do for the largest atomic write.
+        reserve_blocks: (total_blocks / 50).min(1 << 18) + MIN_RESERVE,
         takeover_groups: 2,
+        journal_groups: Superblock::journal_groups_for(group_blocks, segment_blocks, SEGMENTS),
         hash_key,
         created: env.now(),
         label: options.label.clone(),
@@ -138,7 +145,7 @@ fn write_first_epoch(
         first_data_block: sb.first_data_block,
         group_blocks: sb.group_blocks,
     };
-    let segments = first_segments(sb, &geometry);
+    let segments = JournalAreas::new(sb).segments(0);
     let mut journal = JournalWriter::new(sb.uuid, epoch, 0, segments.clone(), sb.segment_blocks, (Lsn(0), 0));
     let now = env.now();
     let root = InodeItem {
@@ -184,19 +191,4 @@ fn write_first_epoch(
         device.write_at(own.offset(), slot.encode(&sb.uuid, own)?, false, IoClass::Log)?;
     }
     Ok(())
-}
-
-/// Consecutive segments at the start of the data area, none across a group's border.
-fn first_segments(sb: &Superblock, geometry: &Geometry) -> Vec<BlockNr> {
-    let mut segments = Vec::new();
-    let (group, len) = (u64::from(geometry.group_blocks), u64::from(sb.segment_blocks));
-    let mut at = sb.first_data_block.0;
-    while segments.len() < sb.segments as usize {
-        if at / group != (at + len - 1) / group {
-            at = (at / group + 1) * group;
-        }
-        segments.push(BlockNr(at));
-        at += len;
-    }
-    segments
 }

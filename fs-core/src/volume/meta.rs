@@ -66,6 +66,8 @@ struct Meta {
     closed: VecDeque<Batch>,
     next_ino: Ino,
     inodes: u64,
+    /// Changes stay out of the journal; see [`MetaStore::pause_logging`].
+    logging_paused: bool,
 }
 
 /// The state behind the active delta, at one moment.
@@ -105,6 +107,7 @@ impl MetaStore {
             closed: VecDeque::new(),
             next_ino: start.next_ino,
             inodes: start.inodes,
+            logging_paused: false,
         };
         let max_payload = JournalWriter::max_payload(segment_blocks);
         Self { inner: RwLock::new(meta), reader, page_blocks, max_payload }
@@ -144,10 +147,19 @@ impl MetaStore {
         first(lsn)?;
         for change in changes {
             meta.active.apply(&change, lsn, self.page_blocks);
-            meta.batch.push(change);
+            if !meta.logging_paused || matches!(change, Change::Reserve { .. }) {
+                meta.batch.push(change);
+            }
         }
         meta.inodes = meta.inodes.saturating_add_signed(inode_delta);
         Ok(lsn)
+    }
+
+    /// For a mount that is not served yet: from now on changes take effect in memory only, and on the
+    /// device with the next root. Reservations must be known before they are used, and go on into the
+    /// journal.
+    pub(super) fn pause_logging(&self, pause: bool) {
+        self.inner.write().logging_paused = pause;
     }
 
     /// A new inode number.
@@ -191,6 +203,12 @@ impl MetaStore {
     pub(crate) fn changed_items(&self) -> usize {
         let meta = self.inner.read();
         meta.active.changed_items() + meta.frozen.as_ref().map_or(0, |f| f.changed_items())
+    }
+
+    /// Height of the tree, and entries of its pending list.
+    pub(crate) fn tree_size(&self) -> (u8, usize) {
+        let meta = self.inner.read();
+        (meta.tree.root.height, meta.tree.pending.len())
     }
 
     /// Freezes the active delta at a record's end. Returns that record's LSN, the number of inodes

@@ -11,11 +11,13 @@
 //! 7. leaves: the metadata store, the commit state, the journal writer, the allocator, the page
 //!    cache's shards, `patches`
 
+mod admit;
 mod background;
 mod checkpoint;
 mod commit;
 mod counters;
 mod format;
+mod journal_area;
 pub(crate) mod meta;
 mod mount;
 mod recover;
@@ -28,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use blockdev::BlockDevice;
 use parking_lot::{Mutex, RwLock};
 
+pub(crate) use admit::Cost;
 pub use background::StopFlag;
 pub(crate) use commit::wait_all;
 pub use counters::CounterValues;
@@ -97,6 +100,7 @@ pub struct Volume {
     pub(crate) meta: Arc<meta::MetaStore>,
     pub(crate) commit: commit::Committer,
     pub(crate) space: space::Space,
+    pub(crate) admissions: admit::Admissions,
     unflushed: AtomicU64,
     pub(crate) counters: counters::Counters,
 }
@@ -139,6 +143,7 @@ impl Volume {
         let mut values = self.counters.read();
         values.journal_wraps = self.commit.journal.lock().wraps();
         values.blocks_reused = self.space.alloc.stats().reused_blocks;
+        values.quarantined_blocks = self.space.alloc.quarantined_blocks();
         values
     }
 

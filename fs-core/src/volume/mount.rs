@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use blockdev::BlockDevice;
 use parking_lot::{Mutex, RwLock};
 
+use super::admit::Admissions;
 use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::counters::Counters;
+use super::journal_area::{AREAS, JournalAreas};
 use super::meta::{MetaStart, MetaStore, TreeState};
 use super::recover::{Recovered, recover};
 use super::space::{BitmapLoader, KeptBlocks, Space};
 use super::{MountOptions, Volume};
-use crate::alloc::{AllocError, Allocator, Class, Config, Geometry, GroupLoader, Purpose, Request};
+use crate::alloc::{Allocator, Config, Geometry, GroupLoader, Hold, Purpose};
 use crate::cache::PageCache;
 use crate::env::Env;
 use crate::error::{FsError, Result};
@@ -23,11 +25,6 @@ use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
 use crate::tree::{NodeCache, TreeReader, TreeRoot};
 use crate::types::{BlockNr, BlockRun, Epoch, GroupNr};
-
-/// Journals of earlier epochs after which a mount makes a checkpoint before it serves. Epochs that
-/// changed nothing are not counted, and nothing changes before that checkpoint, so a row of crashes
-/// cannot fill the root slot.
-const MANY_PARTS: usize = 4;
 
 /// The tree and its pending list, as a recovered volume has them.
 pub(crate) fn tree_state(recovered: &mut Recovered) -> TreeState {
@@ -72,26 +69,29 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Makes a checkpoint before anything is served, if there are many journals of earlier epochs, or
-    /// no space to spare: then the next mount needs the space of the old ones for its own.
+    /// Makes checkpoints before anything is served, if all journal areas are in use: the next mount
+    /// needs one. Until they are durable nothing goes into this epoch's journal that recovery would
+    /// need, and nothing is used again that an older root refers to: if the power fails meanwhile, it is
+    /// as if this epoch had not been.
     fn let_go_of_old_journals(&self) -> Result<()> {
-        let parts = self.checkpointer.lock().slot.journal.len();
-        let sb = &self.superblock;
-        let journal = u64::from(sb.segments) * u64::from(sb.segment_blocks);
-        let tight = self.space.alloc.available_blocks(Purpose::User) < journal;
-        if parts > MANY_PARTS {
-            self.checkpoint()?;
+        if self.checkpointer.lock().slot.journal.len() < AREAS {
+            return Ok(());
         }
-        if parts > 1 && tight {
-            // Twice: the second one lets go of what the first one has left behind.
-            let freed = self.checkpoint_again().and_then(|()| self.checkpoint_again());
-            if let Err(e) = freed {
-                self.check_writable()?;
-                tracing::warn!(error = %e, volume = %self.device.name(), "the volume is full: delete something before it is mounted again");
-            }
-            self.space.alloc.keep_room()?;
-        }
-        Ok(())
+        self.space.pause_publishing(true);
+        self.meta.pause_logging(true);
+        let homed = {
+            let _homing = self.homing.write();
+            self.home_inline()
+        };
+        self.meta.pause_logging(false);
+        homed?;
+        // The changes have the number of this record, and the checkpoint must not be older.
+        self.write_empty_record()?;
+        // Twice: both root slots let go of the old journals.
+        self.checkpoint_again()?;
+        self.checkpoint_again()?;
+        self.space.pause_publishing(false);
+        self.publish_durable()
     }
 
     fn assemble(
@@ -104,12 +104,13 @@ impl Volume {
         let base = recovered.slot.clone();
         let kept = Arc::new(KeptBlocks::default());
         let held_blocks = Arc::new(KeptBlocks::default());
-        keep_recovered(&recovered, &kept);
+        recovered.slot.pending.into_iter().for_each(|run| kept.add(run));
         let tree = tree_state(&mut recovered);
         let held: Vec<BlockRun> = tree.pending.iter().filter(|e| !e.used).map(|e| e.run).collect();
         held.iter().for_each(|run| held_blocks.add(*run));
         let used_blocks = recovered.delta.used_blocks;
         let excluded = excluded_groups(&recovered, device.as_ref());
+        let areas = JournalAreas::new(&sb);
         let cache = NodeCache::new(device.clone(), sb.uuid, options.node_cache_bytes);
         let meta = Arc::new(MetaStore::new(
             TreeReader::new(Arc::new(cache)),
@@ -144,13 +145,39 @@ impl Volume {
                 ..Config::for_volume(&geometry)
             };
             let alloc = Allocator::new(geometry, config, loader.clone())?;
+            alloc.exclude(&areas.all_groups())?;
             alloc.exclude(&excluded)?;
             alloc.set_free(free.saturating_sub(kept.total() + held_blocks.total()))?;
-            Space { alloc, kept, held: held_blocks, reserved: Mutex::new(Vec::new()) }
+            Space {
+                alloc,
+                kept,
+                held: held_blocks,
+                reserved: Mutex::default(),
+                publishing_paused: AtomicBool::new(false),
+                patched: Mutex::default(),
+                reclaim: Mutex::default(),
+            }
         };
+        // The room that the epoch before has left for a take-over: this is one.
+        if space.alloc.available_blocks(Purpose::Essential) < sb.reserve_blocks {
+            space.alloc.release_room();
+        }
         let mut segments = Vec::new();
         if !options.read_only {
-            segments = take_segments(&space, sb.segments, sb.segment_blocks)?;
+            let needed = needed_parts(&recovered).flat_map(|p| p.segments.iter().copied());
+            let (ring, groups) = areas
+                .choose(needed, &excluded)
+                .ok_or_else(|| FsError::Volume("more journals are needed than there are areas for".into()))?;
+            space.note_reserved(&groups);
+            segments = ring;
+            // The claim reserves the first groups, too.
+            if let Some(groups) = space.alloc.needs_more() {
+                space.note_reserved(&groups);
+                space.alloc.reserve_done(&groups)?;
+            }
+        }
+        if !options.read_only {
+            *space.patched.lock() = hold_patched(&space.alloc, &recovered);
         }
         let epoch = Epoch(base.epoch.0 + 1);
         let (journal, claim) = if options.read_only {
@@ -162,11 +189,8 @@ impl Volume {
             let claim = claim_slot(&recovered, &space, &journal, epoch)?;
             (journal, Some(claim))
         };
-        let kept_parts = claim.as_ref().map_or(0, |c| c.journal.len() - 1);
-        let old_parts: Vec<JournalPart> =
-            claim.iter().flat_map(|c| c.journal.iter().take(kept_parts).cloned()).collect();
         let slot = claim.clone().unwrap_or_else(|| base.clone());
-        let mut checkpointer = Checkpointer::new(slot, old_parts);
+        let mut checkpointer = Checkpointer::new(slot);
         checkpointer.held = held;
         let page_size = sb.page_size;
         let volume = Arc::new(Volume {
@@ -183,6 +207,7 @@ impl Volume {
             names: RwLock::new(()),
             patches: Mutex::new(std::mem::take(&mut recovered.patches)),
             homing: RwLock::new(()),
+            admissions: Admissions::new(),
             unflushed: AtomicU64::new(0),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
@@ -191,6 +216,7 @@ impl Volume {
         });
         if let Some(claim) = claim {
             volume.claim(claim, &recovered)?;
+            volume.set_nodes_aside(None);
         }
         Ok(volume)
     }
@@ -244,19 +270,20 @@ impl Volume {
     }
 }
 
-/// Marks what the recovered root uses beside its bitmaps: journals and the pending list. Journals
-/// that changed nothing will not be in the claim, and nothing is written before that: they are free.
-fn keep_recovered(recovered: &Recovered, kept: &KeptBlocks) {
-    let len = recovered.superblock.segment_blocks;
-    let effective = recovered.slot.journal.iter().zip(&recovered.effective).filter(|(_, e)| **e);
-    for (part, _) in effective {
-        for segment in &part.segments {
-            kept.add(BlockRun::new(*segment, len));
-        }
+/// The journals that the recovered state needs. Those that changed nothing will not be in the claim.
+fn needed_parts(recovered: &Recovered) -> impl Iterator<Item = &JournalPart> + Clone {
+    recovered.slot.journal.iter().zip(&recovered.effective).filter(|(_, e)| **e).map(|(part, _)| part)
+}
+
+/// Space for the way home of the pages that recovery found bytes of in the journal. The epoch before
+/// held as much for them.
+fn hold_patched(alloc: &Allocator, recovered: &Recovered) -> Option<Hold> {
+    let blocks = recovered.patches.iter().count() as u64 * u64::from(recovered.superblock.page_size.blocks());
+    let hold = alloc.hold(blocks, Purpose::Essential);
+    if hold.is_err() {
+        tracing::warn!(blocks, "no space can be set aside for small writes that are in the journal");
     }
-    if let Some(run) = recovered.slot.pending {
-        kept.add(run);
-    }
+    hold.ok()
 }
 
 /// Groups that the epoch before may still write to. None, if the lock on the device proves that its
@@ -270,35 +297,6 @@ fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<Group
     let groups = recovered.slot.total_blocks / u64::from(recovered.superblock.group_blocks) + 1;
     let range = |(g, n): (GroupNr, u32)| (g.0..g.0.saturating_add(n.into()).min(groups)).map(GroupNr);
     from_slot.chain(from_journal).flat_map(range).collect()
-}
-
-/// Takes the journal segments of a new epoch. The groups they are in are reserved by the claim.
-fn take_segments(space: &Space, count: u32, blocks: u32) -> Result<Vec<BlockNr>> {
-    let mut segments = Vec::new();
-    let mut goal = None;
-    while segments.len() < count as usize {
-        let request = Request { goal, ..Request::new(blocks, blocks, 1, Class::Journal) };
-        match space.alloc.alloc(&request, None) {
-            Ok(run) => {
-                space.kept.add(run);
-                goal = Some(run.end());
-                segments.push(run.start);
-            }
-            Err(AllocError::NeedReservation { suggested }) if !suggested.is_empty() => {
-                space.note_reserved(&suggested);
-                space.alloc.reserve_done(&suggested)?;
-            }
-            Err(AllocError::Failed(e)) => return Err(e),
-            // The room that the epoch before has left for a take-over: this is one.
-            Err(_) if space.alloc.release_room() => {}
-            Err(_) => {
-                return Err(FsError::Volume(
-                    "the volume is full: there is no room for a new journal; enlarge the device".into(),
-                ));
-            }
-        }
-    }
-    Ok(segments)
 }
 
 fn claim_slot(

@@ -4,19 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::Volume;
 use super::meta::MetaStore;
-use crate::alloc::{AllocError, Allocator, Class, GroupBits, GroupLoader, Purpose, Request};
+use crate::alloc::{AllocError, Allocator, GroupBits, GroupLoader, Hold, Request};
 use crate::error::{FsError, Result};
 use crate::format::bitmap::{BITMAP_BLOCKS, decode_piece};
 use crate::format::{Change, GroupRange, ItemKind, Key};
 use crate::mutants::{self, Mutant};
 use crate::types::{BlockNr, BlockRun, GroupNr, Ino};
 
-/// Blocks in use that no bitmap shows: journal segments and pending lists. First block to length.
+/// Blocks in use that no bitmap shows. First block to length.
 #[derive(Debug, Default)]
 pub(crate) struct KeptBlocks(Mutex<BTreeMap<u64, u32>>);
 
@@ -103,20 +104,45 @@ impl GroupLoader for BitmapLoader {
 /// Space of a mounted volume.
 pub(crate) struct Space {
     pub(crate) alloc: Allocator,
+    /// Pending lists.
     pub(crate) kept: Arc<KeptBlocks>,
     /// Nodes that no bitmap of the present tree shows, and that are not free yet: the root before
     /// it, or somebody who reads an older tree, needs them.
     pub(crate) held: Arc<KeptBlocks>,
     /// Groups this epoch may write to, as root slots list them.
     pub(crate) reserved: Mutex<Vec<GroupRange>>,
+    /// Frees stay in limbo for now.
+    pub(super) publishing_paused: AtomicBool,
+    /// Space for the pages that recovery found bytes of in the journal, until they are loaded.
+    pub(crate) patched: Mutex<Option<Hold>>,
+    /// Held by whoever frees space under pressure; taken with no other lock.
+    pub(crate) reclaim: Mutex<()>,
 }
 
 impl Space {
+    /// Keeps all frees in limbo, or lets the next [`Self::publish`] let go of them.
+    pub(super) fn pause_publishing(&self, pause: bool) {
+        self.publishing_paused.store(pause, Ordering::SeqCst);
+    }
+
     /// See [`Allocator::publish`].
     pub(crate) fn publish(&self, durable: crate::types::Lsn) {
+        if self.publishing_paused.load(Ordering::SeqCst) {
+            return;
+        }
         if let Err(e) = self.alloc.publish(durable) {
             tracing::error!(error = %e, "the allocator disagrees with the journal about freed blocks");
         }
+    }
+
+    /// Space for the way home of one page that recovery found bytes of in the journal.
+    pub(crate) fn take_patched(&self, blocks: u64) -> Option<Hold> {
+        self.patched.lock().as_mut()?.take(blocks)
+    }
+
+    /// Number of pages that recovery found bytes of in the journal and that have not been loaded.
+    pub(super) fn patched_pages(&self, page_blocks: u32) -> usize {
+        self.patched.lock().as_ref().map_or(0, |hold| (hold.blocks() / u64::from(page_blocks)) as usize)
     }
 
     /// Adds groups to the list for root slots, joining neighbours.
@@ -146,22 +172,17 @@ fn reserve_changes(groups: &[GroupNr]) -> Vec<Change> {
 }
 
 impl Volume {
-    /// Allocates from `min` to `want` blocks in one run, aligned to `align`, near `goal`. What must
-    /// not fail on a full volume (contract C9) asks with [`Purpose::Essential`]. Makes reservations
-    /// and publishes frees as needed; blocks on device writes then. No lock that a commit or a
-    /// checkpoint needs may be held.
-    pub(crate) fn allocate(&self, request: &Request, purpose: Purpose) -> Result<BlockRun> {
+    /// Allocates from `min` to `want` blocks in one run, aligned to `align`, near `goal`, for metadata.
+    /// Makes reservations and publishes frees as needed; blocks on device writes then. No lock that a
+    /// commit needs may be held.
+    pub(crate) fn allocate(&self, request: &Request) -> Result<BlockRun> {
+        // What was set aside for it; or else, whatever is left.
+        if let Some(mut hold) = self.admissions.take(request.want.into()) {
+            return self.allocate_from(request, &mut hold);
+        }
         let mut reclaimed = false;
         loop {
-            let outcome = if purpose == Purpose::Essential && request.class == Class::Data {
-                let hold = self.space.alloc.hold(request.want.into(), purpose);
-                // The last blocks are not refused because they are not all that is wanted.
-                let hold = hold.or_else(|_| self.space.alloc.hold(request.min.into(), purpose));
-                hold.and_then(|mut hold| self.space.alloc.alloc(request, Some(&mut hold)))
-            } else {
-                self.space.alloc.alloc(request, None)
-            };
-            match outcome {
+            match self.space.alloc.alloc(request, None) {
                 Ok(run) => return Ok(run),
                 Err(AllocError::NeedReservation { suggested }) => self.reserve_groups(&suggested)?,
                 Err(AllocError::Full | AllocError::Fragmented) if !reclaimed => {
@@ -173,8 +194,27 @@ impl Volume {
         }
     }
 
+    /// As [`Self::allocate`], from what is held. Where no run is aligned as asked, another one will do.
+    pub(crate) fn allocate_from(&self, request: &Request, hold: &mut Hold) -> Result<BlockRun> {
+        let mut align = request.align;
+        let mut reclaimed = false;
+        loop {
+            match self.space.alloc.alloc(&Request { align, ..*request }, Some(hold)) {
+                Ok(run) => return Ok(run),
+                Err(AllocError::NeedReservation { suggested }) => self.reserve_groups(&suggested)?,
+                Err(AllocError::Full | AllocError::Fragmented) if align > 1 => align = 1,
+                Err(AllocError::Full | AllocError::Fragmented) if !reclaimed => {
+                    reclaimed = true;
+                    align = request.align;
+                    self.reclaim_limbo()?;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
     /// Makes freed blocks usable: commits what freed them and publishes that.
-    fn reclaim_limbo(&self) -> Result<()> {
+    pub(crate) fn reclaim_limbo(&self) -> Result<()> {
         if self.space.alloc.limbo_blocks() > 0 {
             self.commit()?;
             self.publish_durable()?;

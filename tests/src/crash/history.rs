@@ -67,7 +67,17 @@ impl<S: Subject> History<S> {
             return Ok(());
         }
         self.step(&Op::Create { dir: 0, name: 240, perm: 0o600 })?;
-        self.step(&Op::Fallocate { file: 0, keep_size: true, offset: 0, len: self.config.fill })
+        // In pieces: one that is too large would leave room behind.
+        let mut at = 0;
+        for piece in [4 << 20, 256 << 10] {
+            let refused = self.live.refused();
+            while at < self.config.fill && self.live.refused() == refused {
+                let len = piece.min(self.config.fill - at);
+                self.step(&Op::Fallocate { file: 0, keep_size: true, offset: at, len })?;
+                at += if self.live.refused() == refused { len } else { 0 };
+            }
+        }
+        Ok(())
     }
 
     /// Runs the whole plan.

@@ -29,7 +29,7 @@ impl Config {
         let mut rng = Rng::new(seed ^ 0x636F_6E66_6967);
         let page = *rng.pick(&[4096, 8192, 16384, 16384, 65536]);
         let profile = *rng.pick(&Profile::ALL);
-        let fill = if rng.one_in(3) { rng.between(20, 42) << 20 } else { 0 };
+        let fill = if rng.one_in(3) { rng.between(30, 56) << 20 } else { 0 };
         Self { seed, page, profile, fill }
     }
 }

@@ -20,7 +20,7 @@ enum Op {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let alloc = (1u32..200, 1u32..200, 0u32..6, proptest::option::of(0u64..4500), 0u8..3, any::<bool>())
+    let alloc = (1u32..200, 1u32..200, 0u32..6, proptest::option::of(0u64..4500), 0u8..2, any::<bool>())
         .prop_map(|(a, b, align, goal, class, held)| {
             let (want, min, align) = (a.max(b), a.min(b), 1 << align);
             Op::Alloc { want, min, align, goal, class, held }
@@ -175,7 +175,7 @@ impl Model {
     fn apply(&mut self, op: &Op) {
         match *op {
             Op::Alloc { want, min, align, goal, class, held } => {
-                let class = [Class::Data, Class::Metadata, Class::Journal][class as usize];
+                let class = [Class::Data, Class::Metadata][class as usize];
                 let request = Request { goal: goal.map(BlockNr), ..Request::new(want, min, align, class) };
                 self.alloc(request, held);
             }
