@@ -32,6 +32,14 @@ pub const BENCH: &[Need] = &[
     Need::Program("losetup", "mount"),
 ];
 
+/// What building a package needs.
+pub const PACKAGE: &[Need] = &[
+    Need::Program("dpkg-deb", "dpkg"),
+    Need::Program("strip", "binutils"),
+    Need::Program("gzip", "gzip"),
+    Need::Program("xz", "xz-utils"),
+];
+
 /// What the commands need in total.
 pub const EVERYTHING: &[Need] = &[
     Need::Program("fusermount3", "fuse3"),
@@ -47,6 +55,16 @@ pub const EVERYTHING: &[Need] = &[
     Need::Program("flex", "flex"),
     Need::Program("bison", "bison"),
     Need::Program("perl", "perl"),
+    Need::Program("strip", "binutils"),
+    Need::Program("gzip", "gzip"),
+    Need::Program("debootstrap", "debootstrap"),
+    Need::Program("script", "bsdutils"),
+    Need::Program("rsync", "rsync"),
+    Need::Program("git", "git"),
+    Need::Program("sqlite3", "sqlite3"),
+    Need::Program("mariadbd", "mariadb-server-core"),
+    Need::Program("mariadb-check", "mariadb-client-core"),
+    Need::Program("sysbench", "sysbench"),
     Need::Postgres,
 ];
 

@@ -7,6 +7,7 @@ mod buffer;
 mod cargo;
 mod cleanup;
 mod cmd;
+mod deb;
 mod demo;
 mod deps;
 mod paths;
@@ -43,6 +44,8 @@ enum Command {
     Suite(suites::Args),
     /// Run random tests with crashes and power cuts for a given time
     Soak(soak::Args),
+    /// Build a Debian package
+    Deb(deb::Args),
     /// Measure dbfs beside the raw device, ext4 and a FUSE daemon that does nothing
     Bench(bench::Args),
     /// Serve a FUSE file system that stores nothing (for `bench`)
@@ -69,6 +72,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(args) => testcmd::run(&args),
         Command::Suite(args) => suites::command(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Deb(args) => deb::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::NoopFuse(args) => target::serve_noop(&args),
     }

@@ -25,7 +25,7 @@ pub struct Args {
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Suites of real programs that have a random part.
-const SUITES: [Suite; 4] = [Suite::PgKill, Suite::PgCut, Suite::Fsx, Suite::Scale];
+const SUITES: [Suite; 5] = [Suite::PgKill, Suite::PgCut, Suite::Fsx, Suite::Scale, Suite::Programs];
 
 /// Takes turns between the model with its simulated crashes and the suites, with fresh seeds.
 pub fn run(args: &Args) -> Result<()> {

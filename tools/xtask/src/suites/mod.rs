@@ -1,11 +1,13 @@
 //! The program-based test suites: real programs on a mounted volume.
 
 mod fsx;
+mod package;
 mod pg_basic;
 mod pg_cut;
 mod pg_kill;
 mod pg_regress;
 mod pjdfstest;
+mod programs;
 mod scale;
 mod tally;
 
@@ -17,7 +19,7 @@ pub use tally::{Reported, Tally};
 use crate::cargo::{self, Profile};
 use crate::target::{self, Kind, Target, Volume};
 use crate::workdir::WorkDir;
-use crate::{deps, pg, privilege, say, tools};
+use crate::{deb, deps, pg, privilege, say, tools};
 
 /// A suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,6 +38,10 @@ pub enum Suite {
     PgCut,
     /// A large file overwritten at random, a directory of a million files: size and memory stay bounded
     Scale,
+    /// cp, tar, rsync, git, dd, SQLite and MariaDB
+    Programs,
+    /// The Debian package in a fresh Debian
+    Package,
 }
 
 impl Suite {
@@ -108,6 +114,9 @@ pub fn prepare(plan: &Plan, suites: &[Suite]) -> Result<()> {
         say!("building dbfs");
         cargo::build_dbfs(plan.profile)?;
     }
+    if suites.contains(&Suite::Package) {
+        deb::build(plan.profile)?;
+    }
     Ok(())
 }
 
@@ -133,6 +142,8 @@ fn run_one(plan: &Plan, suite: Suite) -> Tally {
         Suite::PgKill => pg_kill::run(plan, &work, &mut tally),
         Suite::PgCut => pg_cut::run(plan, &work, &mut tally),
         Suite::Scale => scale::run(plan, &work, &mut tally),
+        Suite::Programs => programs::run(plan, &work, &mut tally),
+        Suite::Package => package::run(plan, &work, &mut tally),
     });
     if let Err(error) = outcome {
         tally.fail(&format!("{name} (seed {})", plan.seed), &error);
