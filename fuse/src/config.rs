@@ -23,7 +23,7 @@ pub struct MountConfig {
     pub nosuid: bool,
     /// Programs cannot be run.
     pub noexec: bool,
-    /// Shown in the mount table; access times are the file system's business.
+    /// Shown in the mount table; not to update access times is the file system's business.
     pub noatime: bool,
     /// Every write is O_SYNC.
     pub sync: bool,

@@ -43,7 +43,8 @@ pub fn open_for_mount(path: &Path, options: &Options) -> Result<Arc<dyn BlockDev
 
 /// Mounts the volume on `device`: recovery happens here.
 pub fn mount(path: &Path, device: Arc<dyn BlockDevice>, options: &Options) -> Result<Arc<Volume>> {
-    let mut core = MountOptions { read_only: options.read_only, ..MountOptions::default() };
+    let mut core =
+        MountOptions { read_only: options.read_only, no_atime: options.noatime, ..MountOptions::default() };
     if let Some(bytes) = options.cache {
         core.cache_bytes = bytes;
     }

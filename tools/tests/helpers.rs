@@ -202,3 +202,20 @@ fn mount_and_umount_find_their_helpers() {
     assert!(output.status.success(), "{text}{}", rig.v.log());
     assert!(text.contains("frob"), "{text}");
 }
+
+#[test]
+fn noatime_leaves_access_times_alone() {
+    let rig = Rig::made();
+    let f = rig.v.mnt().join("f");
+    let access_after_read = |option: &str| {
+        rig.ok(&format!("mount.dbfs IMAGE MNT -o {option},LOG"));
+        fs::write(&f, b"x").unwrap();
+        File::open(&f).unwrap().set_times(fs::FileTimes::new().set_accessed(std::time::UNIX_EPOCH)).unwrap();
+        fs::read(&f).unwrap();
+        let time = fs::metadata(&f).unwrap().accessed().unwrap();
+        rig.ok("umount.dbfs MNT");
+        time
+    };
+    assert_eq!(access_after_read("noatime"), std::time::UNIX_EPOCH);
+    assert!(access_after_read("relatime") > std::time::UNIX_EPOCH);
+}

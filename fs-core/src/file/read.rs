@@ -94,7 +94,7 @@ impl Volume {
     }
 
     fn touch_access(&self, inode: &Inode) {
-        if self.check_writable().is_err() {
+        if self.options.no_atime || self.check_writable().is_err() {
             return;
         }
         let now = self.env.now();

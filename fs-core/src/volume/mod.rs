@@ -50,6 +50,8 @@ use crate::types::{Epoch, PageSize};
 pub struct MountOptions {
     /// Change nothing on the device.
     pub read_only: bool,
+    /// Reading leaves access times as they are.
+    pub no_atime: bool,
     /// Page cache capacity in bytes.
     pub cache_bytes: usize,
     /// Capacity of the cache of tree nodes in bytes.
@@ -70,6 +72,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         Self {
             read_only: false,
+            no_atime: false,
             cache_bytes: 256 << 20,
             node_cache_bytes: 64 << 20,
             dirty_bytes: 64 << 20,
