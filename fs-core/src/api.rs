@@ -72,12 +72,21 @@ pub struct Attr {
 }
 
 /// Who creates a file: becomes its owner (group of a setgid directory excepted).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Permission bits that new files do not get, unless the directory has a default ACL.
+    pub umask: u32,
+}
+
+impl Owner {
+    /// A creator without umask.
+    pub const fn new(uid: u32, gid: u32) -> Self {
+        Self { uid, gid, umask: 0 }
+    }
 }
 
 /// A time to set.
@@ -104,6 +113,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
+    /// Clear setuid and setgid as a write by somebody unprivileged does.
+    pub kill_priv: bool,
 }
 
 /// How a read or write is done.
@@ -126,6 +137,19 @@ pub struct RenameFlags {
     pub no_replace: bool,
     /// Swap the two names.
     pub exchange: bool,
+    /// Leave a whiteout (a character device 0:0 that belongs to this user) at the old name.
+    pub whiteout: Option<Owner>,
+}
+
+/// How an extended attribute is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XattrFlags {
+    /// Fail with EEXIST if it exists.
+    pub create: bool,
+    /// Fail with ENODATA if it does not exist.
+    pub replace: bool,
+    /// With an access ACL: clear setgid (who sets it is not of the file's group, nor privileged).
+    pub clear_setgid: bool,
 }
 
 /// Modes of fallocate.
@@ -212,6 +236,10 @@ pub trait FsOps: Send + Sync {
     fn open(&self, ino: Ino) -> Result<Attr>;
     /// Makes a regular file and opens it, as one step. EEXIST if the name is taken.
     fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr>;
+    /// Makes a regular file without a name and opens it (O_TMPFILE). `parent` gives it what a file made
+    /// there would inherit. [`link`](Self::link) can give it a name as long as it is open; without
+    /// one its last close, or a crash, frees it.
+    fn tmpfile(&self, parent: Ino, perm: u32, owner: Owner) -> Result<Attr>;
     /// Ends an open. The last close of an unlinked inode frees it.
     fn close(&self, ino: Ino);
     /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
@@ -226,6 +254,19 @@ pub trait FsOps: Send + Sync {
     /// Lists `ino` from `cookie` (0: from the start), including "." and "..", until `emit`
     /// returns false. An entry for which it returned false is listed again next time.
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()>;
+    /// Sets an extended attribute. The names are those of Linux: `user.` (regular files and
+    /// directories; else EPERM), `trusted.`, `security.`, `system.posix_acl_access` and
+    /// `system.posix_acl_default`; others give EOPNOTSUPP. A value has up to 64 KiB (E2BIG), all names
+    /// of an inode together, each with a zero byte, too (ENOSPC). An access ACL also changes the
+    /// permission bits, and is not kept if they say it all.
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()>;
+    /// Value of an extended attribute; ENODATA.
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>>;
+    /// Names of all extended attributes, each with a zero byte behind it; those of `trusted.` only
+    /// if asked for (they are for the privileged).
+    fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>>;
+    /// Removes an extended attribute; ENODATA.
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()>;
     /// Space and inode numbers.
     fn statfs(&self) -> Result<StatFs>;
     /// Makes everything durable.

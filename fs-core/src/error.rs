@@ -110,4 +110,12 @@ posix! {
     READ_ONLY = EROFS;
     /// The operation is not permitted.
     NOT_PERMITTED = EPERM;
+    /// Permission bits or kind of the file forbid it.
+    NO_ACCESS = EACCES;
+    /// There is no extended attribute of this name.
+    NO_ATTRIBUTE = ENODATA;
+    /// A name of an extended attribute, or a buffer for its value, has the wrong length.
+    RANGE = ERANGE;
+    /// The value of an extended attribute is too long.
+    VALUE_TOO_BIG = E2BIG;
 }

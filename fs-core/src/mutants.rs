@@ -95,6 +95,16 @@ pub enum Mutant {
     UnboundedUnflushed = 48,
     /// R2: the root with the most checkpoints wins, not the one of the highest epoch.
     OldEpochWins = 49,
+    /// C3: an extended attribute and its inode change in two records.
+    XattrInTwoSteps = 60,
+    /// A deleted inode's extended attributes stay.
+    KeepXattrs = 61,
+    /// A program's privileges survive a change of its content.
+    KeepCapability = 62,
+    /// C3: a file without a name is not noted as one that has to be freed.
+    TmpfileWithoutOrphan = 63,
+    /// C3: the first name of a file and its leaving the list of orphans are two records.
+    FirstNameInTwoSteps = 64,
 }
 
 impl Mutant {
@@ -144,6 +154,11 @@ impl Mutant {
         Mutant::IgnoreDsync,
         Mutant::UnboundedUnflushed,
         Mutant::OldEpochWins,
+        Mutant::XattrInTwoSteps,
+        Mutant::KeepXattrs,
+        Mutant::KeepCapability,
+        Mutant::TmpfileWithoutOrphan,
+        Mutant::FirstNameInTwoSteps,
     ];
 
     /// The mutant of this number.

@@ -7,7 +7,7 @@ use dbfs_fs_core::api::{FileType, FsOps, IoFlags, Owner, SetAttr};
 use dbfs_fs_core::env::SystemEnv;
 use dbfs_fs_core::{FormatOptions, Ino, MountOptions, Volume};
 
-const OWNER: Owner = Owner { uid: 1, gid: 2 };
+const OWNER: Owner = Owner::new(1, 2);
 
 fn new_device() -> Arc<dyn BlockDevice> {
     let device: Arc<dyn BlockDevice> = Arc::new(RamDevice::new(64 << 20, 512));

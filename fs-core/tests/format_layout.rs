@@ -6,6 +6,9 @@ use dbfs_fs_core::format::bitmap::{encode_piece, mark};
 use dbfs_fs_core::format::dirent::{NameEntry, encode_bucket, name_hash};
 use dbfs_fs_core::format::pending::{PendingEntry, encode_pending};
 use dbfs_fs_core::format::record::{RecordPlace, encode_record};
+use dbfs_fs_core::format::xattr::{
+    decode_xattr, encode_xattr, xattr_hash, xattr_key, xattr_parts, xattr_place,
+};
 use dbfs_fs_core::format::{
     Change, Chunk, GroupRange, InodeItem, ItemKind, JournalPart, JournalPoint, Key, MappedRun, PageBlocks,
     PageEntry, RootPtr, RootSlot, Superblock,
@@ -290,6 +293,7 @@ fn inode_and_names() {
         mtime: time(10),
         ctime: time(11),
         btime: time(12),
+        xattr_list: 13,
     };
     let b = item.encode();
     assert_eq!(b.len(), 128);
@@ -309,9 +313,10 @@ fn inode_and_names() {
         (72, 8, 11),
         (84, 8, 12),
         (92, 4, 99),
+        (108, 4, 13),
     ];
     expect(&b, &fields);
-    assert!(b[96..].iter().all(|b| *b == 0));
+    assert!(b[96..108].iter().chain(&b[112..]).all(|b| *b == 0));
     let b = encode_bucket(&[
         NameEntry { ino: Ino(3), kind: FileType::Directory, slot: 4, name: b"ab".to_vec() },
         NameEntry { ino: Ino(5), kind: FileType::Socket, slot: 6, name: b"c".to_vec() },
@@ -324,6 +329,29 @@ fn inode_and_names() {
     // SipHash-1-3 with the key 00 01 ... 0f.
     let key: [u8; 16] = std::array::from_fn(|i| i as u8);
     assert_eq!(name_hash(&key, b""), 0xabac_0158_050f_c4dc >> 9);
+}
+
+#[test]
+fn extended_attributes() {
+    let name = [b'n'; 255];
+    let value: Vec<u8> = (0..10_000u32).map(|i| (i / 3) as u8).collect();
+    let items = encode_xattr(&name, &value);
+    let lengths: Vec<usize> = items.iter().map(Vec::len).collect();
+    assert_eq!(lengths, [4000, 4000, 2263]);
+    assert_eq!(xattr_parts(name.len(), value.len()), 3);
+    expect(&items[0], &[(0, 4, 10_000), (4, 1, 255), (5, 3, 0)]);
+    assert_eq!((&items[0][8..263], &items[0][263..]), (&name[..], &value[..3737]));
+    assert_eq!((&items[1][..], &items[2][..]), (&value[3737..7737], &value[7737..]));
+    let head = decode_xattr(&items[0]).unwrap();
+    assert_eq!((head.name, head.size, head.start), (&name[..], 10_000, &value[..3737]));
+    for bad in [&items[0][..3999], &items[1], &[], &[0; 8], &[&items[0][..], b"x"].concat()] {
+        assert_eq!(decode_xattr(bad), None);
+    }
+    let key = [7; 16];
+    let hash = xattr_hash(&key, b"user.a");
+    assert_eq!(hash, name_hash(&key, b"user.a"));
+    assert_eq!(xattr_key(Ino(9), hash, 2), Key::new(Ino(9), ItemKind::Xattr, hash * 256 + 2));
+    assert_eq!(xattr_place(hash * 256 + 2), (hash, 2));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use dbfs_fs_core::api::{FsOps, IoFlags, Owner};
 use dbfs_fs_core::env::SystemEnv;
 use dbfs_fs_core::{FormatOptions, FsError, Ino, MountOptions, StopFlag, Volume};
 
-const OWNER: Owner = Owner { uid: 1, gid: 2 };
+const OWNER: Owner = Owner::new(1, 2);
 const PAGE: usize = 16384;
 const SIZE: u64 = 64 << 20;
 const DIRECT: IoFlags = IoFlags { direct: true, dsync: false, sync: false, kill_priv: false };

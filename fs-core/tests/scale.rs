@@ -9,7 +9,7 @@ use dbfs_fs_core::env::SystemEnv;
 use dbfs_fs_core::fsck::{self, CheckOptions};
 use dbfs_fs_core::{FormatOptions, Ino, MountOptions, Volume};
 
-const OWNER: Owner = Owner { uid: 0, gid: 0 };
+const OWNER: Owner = Owner::new(0, 0);
 const DIRECT: IoFlags = IoFlags { direct: true, dsync: false, sync: false, kill_priv: false };
 const PAGE: u64 = 16384;
 

@@ -8,7 +8,7 @@ use dbfs_fs_core::api::{FsOps, IoFlags, Owner, SetAttr};
 use dbfs_fs_core::env::SystemEnv;
 use dbfs_fs_core::{FormatOptions, FsError, Ino, MountOptions, StopFlag, Volume};
 
-const OWNER: Owner = Owner { uid: 1, gid: 2 };
+const OWNER: Owner = Owner::new(1, 2);
 
 /// A device whose journal writes take a while, so that threads meet in commits.
 #[derive(Debug)]

@@ -9,33 +9,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use fs_core::api::{Attr, FsOps, IoFlags, Owner, SetAttr};
+use fs_core::api::{Attr, FsOps, Owner, SetAttr};
 use fs_core::{Ino, Result};
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, Version, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 
 use crate::buffer::with_buffer;
-use crate::config::{Features, MAX_WRITE};
+use crate::config::Features;
 use crate::convert::{self, ino};
 use crate::dirs;
 use crate::errors::ErrorLog;
 use crate::gate::Gate;
+use crate::handshake::{self, Wishes};
 use crate::opens::OpenTable;
+use crate::removed::Removed;
+use crate::xattrs;
 
 /// How long the kernel may keep names and attributes. Nothing but this mount changes the volume,
 /// and the kernel knows what it did itself.
 const TTL: Duration = Duration::from_secs(24 * 3600);
-
-/// Requests of asynchronous I/O and read-ahead the kernel may have under way at once.
-const MAX_BACKGROUND: u16 = 128;
-
-/// Linux 5.4: the oldest kernel whose FUSE has all that the adapter counts on (1 MiB requests,
-/// page cache kept until invalidated on request).
-const KERNEL_FLOOR: Version = Version(7, 31);
 
 /// Inodes are never reused, so one generation does for all.
 const GENERATION: Generation = Generation(0);
@@ -56,7 +52,8 @@ pub(crate) struct Link {
 pub(crate) struct Adapter {
     fs: Arc<dyn FsOps>,
     opens: OpenTable,
-    cached_opens: bool,
+    removed: Removed,
+    wishes: Wishes,
     link: Arc<Link>,
     direct_handles: bool,
     errors: ErrorLog,
@@ -67,11 +64,12 @@ pub(crate) struct Adapter {
 
 impl Adapter {
     /// An adapter for `fs`.
-    pub(crate) fn new(fs: Arc<dyn FsOps>, cached_opens: bool, link: Arc<Link>) -> Self {
+    pub(crate) fn new(fs: Arc<dyn FsOps>, wishes: Wishes, link: Arc<Link>) -> Self {
         Self {
             fs,
             opens: OpenTable::default(),
-            cached_opens,
+            removed: Removed::default(),
+            wishes,
             link,
             direct_handles: false,
             errors: ErrorLog::default(),
@@ -88,13 +86,10 @@ impl Adapter {
         convert::file_attr(attr)
     }
 
-    /// True if a write with `flags` takes away bits that the kernel remembers. Before a buffered
-    /// write the kernel clears them itself; with a direct one it leaves that to us and goes on
-    /// believing in them.
-    fn write_clears_set_ids(&self, ino: Ino, flags: IoFlags) -> bool {
-        flags.direct
-            && flags.kill_priv
-            && self.set_ids_shown.load(Ordering::Relaxed)
+    /// True if a change by somebody unprivileged takes away bits of `ino` that the kernel remembers: it
+    /// leaves that to us and goes on believing in them.
+    fn clears_set_ids(&self, ino: Ino) -> bool {
+        self.set_ids_shown.load(Ordering::Relaxed)
             && self.fs.getattr(ino).is_ok_and(|attr| attr.perm & convert::SET_IDS != 0)
     }
 
@@ -158,6 +153,27 @@ impl Adapter {
         }
     }
 
+    /// Removes a directory, and keeps it open until the kernel forgets it.
+    fn remove_dir(&self, fs: &dyn FsOps, parent: Ino, name: &[u8]) -> Result<()> {
+        let Ok(dir) = fs.lookup(parent, name).and_then(|dir| fs.open(dir.ino)) else {
+            return fs.rmdir(parent, name); // It knows best what is wrong.
+        };
+        let result = fs.rmdir(parent, name);
+        if result.is_err() || !self.removed.keep(dir.ino) {
+            fs.close(dir.ino);
+        } else {
+            self.opens.opened(dir.ino);
+        }
+        result
+    }
+
+    /// The kernel does not know an inode any more.
+    fn forget_one(&self, ino: Ino) {
+        if self.removed.forgotten(ino) {
+            self.release_one(ino);
+        }
+    }
+
     fn open_one(&self, ino: Ino) -> std::result::Result<(), Errno> {
         self.run("open", ino, |fs| fs.open(ino))?;
         self.opens.opened(ino);
@@ -165,40 +181,14 @@ impl Adapter {
     }
 }
 
-fn owner(req: &Request) -> Owner {
-    Owner { uid: req.uid(), gid: req.gid() }
+fn owner(req: &Request, umask: u32) -> Owner {
+    Owner { umask: convert::perm(umask), ..Owner::new(req.uid(), req.gid()) }
 }
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _req: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
-        if kernel.kernel_abi() < KERNEL_FLOOR {
-            tracing::error!("the kernel's FUSE is {}; dbfs needs 7.31 (Linux 5.4)", kernel.kernel_abi());
-            return Err(io::Error::from_raw_os_error(libc::EPROTO));
-        }
-        let wanted = [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            // Otherwise the kernel drops a file's pages whenever it learns of a new size.
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ];
-        for capability in wanted {
-            // A kernel without one works too, only slower.
-            let _ = kernel.add_capabilities(capability);
-        }
-        self.direct_handles =
-            !self.cached_opens && kernel.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
-        let refused = |_| io::Error::from_raw_os_error(libc::EPROTO);
-        kernel.set_max_write(MAX_WRITE).map_err(refused)?;
-        kernel.set_max_background(MAX_BACKGROUND).map_err(|_| io::Error::from_raw_os_error(libc::EPROTO))?;
-        let Version(major, minor) = kernel.kernel_abi();
-        let features = Features {
-            kernel_abi: (major, minor),
-            direct_handles: self.direct_handles,
-            max_write: MAX_WRITE,
-        };
+        let features = handshake::agree(kernel, &self.wishes)?;
+        self.direct_handles = features.direct_handles;
         // Set once: there is one handshake.
         let _ = self.link.features.set(features);
         Ok(())
@@ -211,12 +201,21 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _busy = self.gate.enter();
-        let found = self.run("lookup", ino(parent), |fs| fs.lookup(ino(parent), name.as_bytes()));
+        let found = self.run("lookup", ino(parent), |fs| match name.as_bytes() {
+            // The kernel resolves a file handle: of anything, not only of a directory.
+            b"." => fs.getattr(ino(parent)),
+            name => fs.lookup(ino(parent), name),
+        });
         match found {
             Ok(attr) => reply.entry(&TTL, &self.show(&attr), GENERATION),
             Err(Errno::ENOENT) => reply.entry(&TTL, &convert::missing(), GENERATION),
             Err(e) => reply.error(e),
         }
+    }
+
+    fn forget(&self, _req: &Request, node: INodeNo, _nlookup: u64) {
+        let _busy = self.gate.enter();
+        self.forget_one(ino(node));
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -229,7 +228,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -253,7 +252,9 @@ impl fuser::Filesystem for Adapter {
             size,
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
+            kill_priv: false,
         };
+        let changes = convert::with_kill_priv(changes, req.uid());
         match self.run("setattr", ino(node), |fs| fs.setattr(ino(node), &changes)) {
             Ok(attr) => reply.attr(&TTL, &self.show(&attr)),
             Err(e) => reply.error(e),
@@ -274,7 +275,7 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32, // The kernel has applied it.
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
@@ -282,21 +283,14 @@ impl fuser::Filesystem for Adapter {
         let Some(kind) = convert::node_type(mode) else { return reply.error(Errno::EINVAL) };
         let (parent, name) = (ino(parent), name.as_bytes());
         let perm = convert::perm(mode);
-        self.entry(reply, "mknod", parent, |fs| fs.mknod(parent, name, kind, perm, rdev, owner(req)));
+        self.entry(reply, "mknod", parent, |fs| fs.mknod(parent, name, kind, perm, rdev, owner(req, umask)));
     }
 
-    fn mkdir(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32, // The kernel has applied it.
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _busy = self.gate.enter();
         let (parent, name) = (ino(parent), name.as_bytes());
-        self.entry(reply, "mkdir", parent, |fs| fs.mkdir(parent, name, convert::perm(mode), owner(req)));
+        let owner = owner(req, umask);
+        self.entry(reply, "mkdir", parent, |fs| fs.mkdir(parent, name, convert::perm(mode), owner));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -308,19 +302,23 @@ impl fuser::Filesystem for Adapter {
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _busy = self.gate.enter();
         let parent = ino(parent);
-        self.empty(reply, "rmdir", parent, |fs| fs.rmdir(parent, name.as_bytes()));
+        let removed = self.run("rmdir", parent, |fs| self.remove_dir(fs, parent, name.as_bytes()));
+        match removed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let _busy = self.gate.enter();
         let (parent, name) = (ino(parent), name.as_bytes());
         let target = target.as_os_str().as_bytes();
-        self.entry(reply, "symlink", parent, |fs| fs.symlink(parent, name, target, owner(req)));
+        self.entry(reply, "symlink", parent, |fs| fs.symlink(parent, name, target, owner(req, 0)));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -329,7 +327,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _busy = self.gate.enter();
-        let Some(flags) = convert::rename_flags(flags) else { return reply.error(Errno::EINVAL) };
+        let Some(flags) = convert::rename_flags(flags, owner(req, 0)) else {
+            return reply.error(Errno::EINVAL);
+        };
         let (parent, name) = (ino(parent), name.as_bytes());
         let (new_parent, new_name) = (ino(new_parent), new_name.as_bytes());
         self.empty(reply, "rename", parent, |fs| fs.rename(parent, name, new_parent, new_name, flags));
@@ -354,14 +354,14 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32, // The kernel has applied it.
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let _busy = self.gate.enter();
         let parent = ino(parent);
-        let created = self
-            .run("create", parent, |fs| fs.create(parent, name.as_bytes(), convert::perm(mode), owner(req)));
+        let (perm, owner) = (convert::perm(mode), owner(req, umask));
+        let created = self.run("create", parent, |fs| fs.create(parent, name.as_bytes(), perm, owner));
         match created {
             Ok(attr) => {
                 self.opens.opened(attr.ino);
@@ -407,7 +407,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _busy = self.gate.enter();
         let flags = convert::write_flags(flags, write_flags);
-        let clears_set_ids = self.write_clears_set_ids(ino(node), flags);
+        let clears_set_ids = flags.kill_priv && self.clears_set_ids(ino(node));
         let written = self.run("write", ino(node), |fs| fs.write(ino(node), offset, data, flags));
         if clears_set_ids {
             self.forget_attributes(ino(node));
@@ -513,7 +513,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -523,35 +523,51 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _busy = self.gate.enter();
         let Some(mode) = convert::fallocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        self.empty(reply, "fallocate", ino(node), |fs| fs.fallocate(ino(node), mode, offset, length));
+        let clears_set_ids = req.uid() != 0 && self.clears_set_ids(ino(node));
+        self.empty(reply, "fallocate", ino(node), |fs| {
+            if clears_set_ids {
+                fs.setattr(ino(node), &SetAttr { kill_priv: true, ..SetAttr::default() })?;
+            }
+            fs.fallocate(ino(node), mode, offset, length)
+        });
+        if clears_set_ids {
+            self.forget_attributes(ino(node));
+        }
     }
-
-    // ENOSYS to these makes the kernel answer EOPNOTSUPP by itself from then on; without that it
-    // would ask for `security.capability` before every buffered write.
 
     fn setxattr(
         &self,
         _req: &Request,
-        _node: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let _busy = self.gate.enter();
+        let Some(flags) = xattrs::flags(flags) else { return reply.error(Errno::EINVAL) };
+        let (node, name) = (ino(node), name.as_bytes());
+        self.empty(reply, "setxattr", node, |fs| fs.setxattr(node, name, value, flags));
     }
 
-    fn getxattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _busy = self.gate.enter();
+        let value = self.run("getxattr", ino(node), |fs| fs.getxattr(ino(node), name.as_bytes()));
+        xattrs::answer(reply, size, value);
     }
 
-    fn listxattr(&self, _req: &Request, _node: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let _busy = self.gate.enter();
+        let trusted = req.uid() == 0;
+        let names = self.run("listxattr", ino(node), |fs| fs.listxattr(ino(node), trusted));
+        xattrs::answer(reply, size, names);
     }
 
-    fn removexattr(&self, _req: &Request, _node: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn removexattr(&self, _req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.gate.enter();
+        let (node, name) = (ino(node), name.as_bytes());
+        self.empty(reply, "removexattr", node, |fs| fs.removexattr(node, name));
     }
 
     fn ioctl(

@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fs_core::Ino;
-use fs_core::api::{Attr, Fallocate, FileType, IoFlags, RenameFlags, SetTime, StatFs, Timestamp};
+use fs_core::api::{
+    Attr, Fallocate, FileType, IoFlags, Owner, RenameFlags, SetAttr, SetTime, StatFs, Timestamp,
+};
 use fuser::{FileAttr, FopenFlags, INodeNo, OpenFlags, TimeOrNow, WriteFlags};
 
 /// What `st_blksize` says. The kernel also takes its own block size for the inode from it, which
@@ -151,12 +153,22 @@ pub(crate) fn fopen_flags(flags: OpenFlags, direct_handles: bool) -> FopenFlags 
     }
 }
 
-/// Flags of rename; `None` if there is one that dbfs does not know.
-pub(crate) fn rename_flags(flags: fuser::RenameFlags) -> Option<RenameFlags> {
-    let known = fuser::RenameFlags::RENAME_NOREPLACE | fuser::RenameFlags::RENAME_EXCHANGE;
+/// The changes with what they take away if user `uid` makes them: the kernel leaves it to us. Whoever is
+/// not root counts as unprivileged. A request that changes nothing is a chown to the same owner.
+pub(crate) fn with_kill_priv(changes: SetAttr, uid: u32) -> SetAttr {
+    let kill_priv = (changes.size.is_some() && uid != 0) || changes == SetAttr::default();
+    SetAttr { kill_priv, ..changes }
+}
+
+/// Flags of rename by `owner`; `None` if there is one that dbfs does not know.
+pub(crate) fn rename_flags(flags: fuser::RenameFlags, owner: Owner) -> Option<RenameFlags> {
+    let known = fuser::RenameFlags::RENAME_NOREPLACE
+        | fuser::RenameFlags::RENAME_EXCHANGE
+        | fuser::RenameFlags::RENAME_WHITEOUT;
     known.contains(flags).then(|| RenameFlags {
         no_replace: flags.contains(fuser::RenameFlags::RENAME_NOREPLACE),
         exchange: flags.contains(fuser::RenameFlags::RENAME_EXCHANGE),
+        whiteout: flags.contains(fuser::RenameFlags::RENAME_WHITEOUT).then_some(owner),
     })
 }
 
@@ -209,8 +221,10 @@ mod tests {
 
     #[test]
     fn unknown_rename_and_fallocate_flags() {
-        assert_eq!(rename_flags(fuser::RenameFlags::RENAME_WHITEOUT), None);
-        assert_eq!(rename_flags(fuser::RenameFlags::from_bits_retain(1 << 20)), None);
+        let owner = Owner::new(1, 2);
+        let whiteout = RenameFlags { whiteout: Some(owner), ..RenameFlags::default() };
+        assert_eq!(rename_flags(fuser::RenameFlags::RENAME_WHITEOUT, owner), Some(whiteout));
+        assert_eq!(rename_flags(fuser::RenameFlags::from_bits_retain(1 << 20), owner), None);
         assert_eq!(fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE), None);
         assert_eq!(fallocate(libc::FALLOC_FL_KEEP_SIZE), Some(Fallocate::KeepSize));
     }

@@ -16,8 +16,12 @@
 //!   page-aligned segment; the kernel splits others.
 //! * `O_DSYNC`, `O_SYNC` and `RWF_DSYNC` arrive as flags of a write and are handed on.
 //! * File locks are the kernel's own: all users of the volume are behind one mount.
-//! * Extended attributes, `O_TMPFILE`, `copy_file_range` and `SEEK_HOLE` are not offered; the kernel
-//!   answers for us (EOPNOTSUPP; a copy by read and write; a file without holes).
+//! * Permission bits and access control lists are checked by the kernel; what a new file inherits, and
+//!   what a chmod means for a list, is the file system's business.
+//! * Set-user-id bits and capabilities are taken away by the file system, when the kernel says that
+//!   somebody unprivileged writes.
+//! * `O_TMPFILE`, `copy_file_range` and `SEEK_HOLE` are not offered; the kernel answers for us
+//!   (EOPNOTSUPP; a copy by read and write; a file without holes).
 //! * Attributes and names, also missing ones, stay cached in the kernel until it changes them
 //!   itself, because nothing changes the volume but this mount.
 
@@ -29,8 +33,11 @@ mod dirs;
 mod errors;
 mod fusermount;
 mod gate;
+mod handshake;
 mod mount;
 mod opens;
+mod removed;
+mod xattrs;
 
 pub use config::{Features, MAX_WRITE, MountConfig};
 pub use mount::{Mounted, Unmounter, cut_off, detach, mount, remount, take_away};

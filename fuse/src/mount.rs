@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::adapter::{Adapter, Link};
 use crate::config::{Features, MountConfig};
 use crate::fusermount;
+use crate::handshake::Wishes;
 
 /// The device every FUSE file system is served through.
 const DEV_FUSE: &str = "/dev/fuse";
@@ -30,7 +31,8 @@ const BUSY_RETRY: Duration = Duration::from_millis(20);
 pub fn mount(fs: Arc<dyn FsOps>, dir: &Path, config: &MountConfig) -> io::Result<Mounted> {
     let dir = dir.canonicalize()?;
     let link = Arc::new(Link::default());
-    let adapter = Adapter::new(fs, config.cached_opens, link.clone());
+    let wishes = Wishes { cached_opens: config.cached_opens, access_lists: config.default_permissions };
+    let adapter = Adapter::new(fs, wishes, link.clone());
     let device = if rustix::process::geteuid().is_root() {
         mount_as_root(&dir, config)?
     } else {

@@ -158,7 +158,7 @@ fn consistent(image: &Image, when: &str) -> Result<(), Failure> {
 
 fn use_it(fs: &dyn FsOps) -> fs_core::Result<()> {
     let name = b"written after the fault";
-    let attr = fs.create(Ino::ROOT, name, 0o600, Owner { uid: 0, gid: 0 })?;
+    let attr = fs.create(Ino::ROOT, name, 0o600, Owner::new(0, 0))?;
     fs.write(attr.ino, 0, &[7; 20_000], IoFlags::default())?;
     fs.fsync(attr.ino, false)?;
     fs.close(attr.ino);

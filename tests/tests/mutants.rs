@@ -33,6 +33,11 @@ const FOUND: &[(Mutant, u64)] = &[
     (Mutant::SplitDirectWrite, 20),
     (Mutant::IgnoreDsync, 20),
     (Mutant::OldEpochWins, 30),
+    (Mutant::XattrInTwoSteps, 30),
+    (Mutant::KeepXattrs, 20),
+    (Mutant::KeepCapability, 30),
+    (Mutant::TmpfileWithoutOrphan, 20),
+    (Mutant::FirstNameInTwoSteps, 40),
 ];
 
 fn first_failure(histories: u64) -> Option<u64> {

@@ -10,6 +10,7 @@ use super::doc::Doc;
 use super::time;
 use crate::error::{FsError, Result};
 use crate::format::dirent::decode_bucket;
+use crate::format::xattr::{decode_xattr, xattr_place};
 use crate::format::{InodeItem, ItemKind, Key, PageEntry};
 use crate::fsck::{Item, Merge, Pages};
 use crate::tree::{NodeCache, TreeReader};
@@ -35,6 +36,7 @@ struct Found {
     item: Option<InodeItem>,
     target: Vec<u8>,
     names: Vec<Doc>,
+    xattrs: Vec<Doc>,
     runs: Vec<Run>,
     bad: Vec<Doc>,
 }
@@ -71,6 +73,7 @@ impl Found {
             (ItemKind::Inode, Item::Bytes(v)) => self.item = InodeItem::decode(v),
             (ItemKind::Symlink, Item::Bytes(v)) => self.target.extend_from_slice(v),
             (ItemKind::DirEntry, Item::Bytes(v)) => self.add_names(key, v),
+            (ItemKind::Xattr, Item::Bytes(v)) => self.add_xattr(key, v),
             (ItemKind::Map, Item::Pages(pages)) => self.add_pages(key.offset * CHUNK_PAGES, pages),
             (kind, Item::Bad(what)) => self.bad.push(format!("{kind:?} item {}: {what}", key.offset).into()),
             (kind, _) => self.bad.push(format!("{kind:?} item {}", key.offset).into()),
@@ -89,6 +92,19 @@ impl Found {
                     ("slot", u64::from(e.slot).into()),
                 ])
             })),
+        }
+    }
+
+    fn add_xattr(&mut self, key: Key, value: &[u8]) {
+        if xattr_place(key.offset).1 > 0 {
+            return;
+        }
+        match decode_xattr(value) {
+            None => self.bad.push(format!("extended attribute {:x}: impossible values", key.offset).into()),
+            Some(head) => self.xattrs.push(Doc::Fields(vec![
+                ("name", String::from_utf8_lossy(head.name).into_owned().into()),
+                ("bytes", (head.size as u64).into()),
+            ])),
         }
     }
 
@@ -143,6 +159,7 @@ impl Found {
             ("mappings", runs.collect::<Vec<Doc>>().into()),
             ("pages_in_journal", inline.into()),
             ("names", self.names.into()),
+            ("extended_attributes", self.xattrs.into()),
             ("bad_items", self.bad.into()),
         ];
         if !self.target.is_empty() {

@@ -15,7 +15,7 @@ fn sample() -> (Arc<dyn BlockDevice>, Ino) {
     let options = FormatOptions { label: "a\u{1b}b".into(), ..FormatOptions::default() };
     Volume::format(device.as_ref(), &options, &SystemEnv).unwrap();
     let v = Volume::mount(device.clone(), MountOptions::default(), Arc::new(SystemEnv)).unwrap();
-    let owner = Owner { uid: 7, gid: 8 };
+    let owner = Owner::new(7, 8);
     let direct = IoFlags { direct: true, ..IoFlags::default() };
     let ino = v.create(Ino::ROOT, b"some name", 0o640, owner).unwrap().ino;
     v.write(ino, 0, &[1; 40_000], direct).unwrap();

@@ -25,7 +25,7 @@ struct Raw {
     generation: U32,
     project_id: U32,
     key_id: U32,
-    reserved0: U32,
+    xattr_list: U32,
     change_count: U64,
     reserved: [u8; 8],
 }
@@ -68,6 +68,9 @@ pub struct InodeItem {
     pub ctime: Timestamp,
     /// Creation.
     pub btime: Timestamp,
+    /// Bytes that the names of its extended attributes take in a list, each with a zero byte behind
+    /// it; 0: it has none.
+    pub xattr_list: u32,
 }
 
 /// Number of `kind` in the top bits of a mode (as in `stat`).
@@ -133,7 +136,7 @@ impl InodeItem {
             generation: 0.into(),
             project_id: 0.into(),
             key_id: 0.into(),
-            reserved0: 0.into(),
+            xattr_list: self.xattr_list.into(),
             change_count: 0.into(),
             reserved: [0; 8],
         };
@@ -158,6 +161,7 @@ impl InodeItem {
             mtime: raw.mtime.get()?,
             ctime: raw.ctime.get()?,
             btime: raw.btime.get()?,
+            xattr_list: raw.xattr_list.get(),
         })
     }
 }

@@ -14,6 +14,7 @@ pub mod pending;
 pub mod record;
 pub mod slot;
 pub mod superblock;
+pub mod xattr;
 
 pub use change::{Change, MappedRun};
 pub use inode::InodeItem;

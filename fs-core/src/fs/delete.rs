@@ -19,6 +19,7 @@ impl Volume {
             let _range = inode.ranges.lock_all();
             self.drop_frames(inode, PageNr(0), PageNr(u64::MAX));
         }
+        self.delete_xattrs(inode)?;
         let first = PageNr(0);
         let mut from = first;
         loop {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::api::{Attr, FileType, Timestamp};
 use crate::cache::Frame;
@@ -32,6 +32,10 @@ pub(crate) struct InodeState {
     pub(crate) deleted: bool,
     /// A write of its data has failed since the last successful fsync.
     pub(crate) write_error: bool,
+    /// Made without a name: it may get its first one.
+    pub(crate) linkable: bool,
+    /// It is not known that it has no `security.capability`.
+    pub(crate) may_have_capability: bool,
 }
 
 impl InodeState {
@@ -61,6 +65,8 @@ pub(crate) struct Inode {
     pub(crate) ino: Ino,
     /// Page ranges in use.
     pub(crate) ranges: RangeLock,
+    /// Its extended attributes: shared to read one, exclusively to change one.
+    pub(crate) xattrs: RwLock<()>,
     /// Its state.
     pub(crate) state: Mutex<InodeState>,
     /// Pages that are dirty or whose bytes are in the journal only.
@@ -194,13 +200,16 @@ impl InodeTable {
         let inode = Arc::new(Inode {
             ino,
             ranges: RangeLock::default(),
+            xattrs: RwLock::new(()),
             state: Mutex::new(InodeState {
                 disk_size: item.size,
+                may_have_capability: item.xattr_list > 0,
                 item,
                 lazy: false,
                 opens: 0,
                 deleted: false,
                 write_error: false,
+                linkable: false,
             }),
             unhomed: Mutex::new(BTreeMap::new()),
         });

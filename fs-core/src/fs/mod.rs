@@ -1,5 +1,6 @@
 //! The name space: inodes, directories, names, attributes.
 
+mod acl;
 mod attr;
 mod delete;
 mod dir;
@@ -7,5 +8,7 @@ mod inode;
 mod names;
 mod ops;
 mod rename;
+mod tmpfile;
+mod xattr;
 
 pub(crate) use inode::{Inode, InodeState, InodeTable};

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
+use super::acl::Acl;
 use super::dir::{Bucket, check_new_name};
+use super::tmpfile::first_name;
 use super::{Inode, InodeState};
 use crate::api::{Attr, FileType, Owner, Timestamp};
 use crate::error::{FsError, Result};
@@ -29,6 +31,8 @@ pub(crate) struct NewInode<'a> {
     pub(crate) owner: Owner,
     pub(crate) target: Option<&'a [u8]>,
     pub(crate) open: bool,
+    /// It has no name yet.
+    pub(crate) nameless: bool,
 }
 
 impl Volume {
@@ -59,6 +63,7 @@ impl Volume {
         if bucket.find(name).is_some() {
             return Err(FsError::EXISTS);
         }
+        let default = self.default_acl(&dir)?;
         let mut parent_state = dir.state.lock();
         let is_dir = new.kind == FileType::Directory;
         if is_dir && parent_state.item.nlink >= LINK_MAX {
@@ -66,11 +71,8 @@ impl Volume {
         }
         let now = self.env.now();
         let ino = self.meta.new_ino();
-        let item = new_item(new, &parent_state.item, parent, now);
-        let mut changes = vec![
-            bucket.add(name, ino, new.kind)?,
-            Change::PutItem { key: Key::new(ino, ItemKind::Inode, 0), value: item.encode() },
-        ];
+        let (item, mut changes) = self.new_inode(ino, new, (parent, &parent_state.item), default, now);
+        changes.insert(0, bucket.add(name, ino, new.kind)?);
         if let Some(target) = new.target {
             let parts = symlink_keys(ino, target.len()).zip(target.chunks(MAX_VALUE));
             changes.extend(parts.map(|(key, part)| Change::PutItem { key, value: part.to_vec() }));
@@ -83,6 +85,25 @@ impl Volume {
             inode.state.lock().opens += 1;
         }
         Ok(inode.attr())
+    }
+
+    /// The item of a new inode, and the changes that store it and what it inherits.
+    pub(super) fn new_inode(
+        &self,
+        ino: Ino,
+        new: &NewInode<'_>,
+        (parent, parent_item): (Ino, &InodeItem),
+        default: Option<Acl>,
+        now: Timestamp,
+    ) -> (InodeItem, Vec<Change>) {
+        let mut item = new_item(new, parent_item, parent, now);
+        let (perm, xattrs) = self.inherit(ino, new.kind, (item.perm, new.owner.umask), default);
+        item.perm = perm;
+        let inherited = xattrs.finish(&mut item.xattr_list);
+        let mut changes =
+            vec![Change::PutItem { key: Key::new(ino, ItemKind::Inode, 0), value: item.encode() }];
+        changes.extend(inherited);
+        (item, changes)
     }
 
     /// See [`FsOps::link`](crate::api::FsOps::link).
@@ -100,8 +121,10 @@ impl Volume {
             return Err(FsError::NOT_PERMITTED);
         }
         let now = self.env.now();
+        // Its orphan item also stands for a truncation that may be under way.
+        let _range = inode.state.lock().linkable.then(|| inode.ranges.lock_all());
         let (mut state, mut parent_state) = lock_two(&inode, &dir);
-        if state.deleted || state.item.nlink == 0 {
+        if state.deleted || (state.item.nlink == 0 && !state.linkable) {
             return Err(FsError::NOT_FOUND);
         }
         if state.item.nlink >= LINK_MAX {
@@ -110,9 +133,15 @@ impl Volume {
         let add = bucket.add(name, ino, state.item.kind)?;
         state.item.nlink += 1;
         state.item.ctime = now;
-        let put = state.put(ino);
-        let parent_put = change_dir(&dir, &mut parent_state, 1, 0, now);
-        self.meta.apply(vec![add, put, parent_put], 0)?;
+        let mut changes = vec![add, state.put(ino), change_dir(&dir, &mut parent_state, 1, 0, now)];
+        if state.linkable {
+            changes.push(first_name(&inode, &mut state));
+            if mutants::active(Mutant::FirstNameInTwoSteps) {
+                self.meta.apply(changes.split_off(3), 0)?;
+                self.commit()?;
+            }
+        }
+        self.meta.apply(changes, 0)?;
         Ok(state.attr(ino))
     }
 
@@ -203,7 +232,10 @@ fn new_item(new: &NewInode<'_>, parent: &InodeItem, parent_ino: Ino, now: Timest
     InodeItem {
         kind: new.kind,
         perm,
-        nlink: if is_dir { 2 } else { 1 },
+        nlink: match (is_dir, new.nameless) {
+            (true, _) => 2,
+            (false, nameless) => u32::from(!nameless),
+        },
         uid: new.owner.uid,
         gid: if setgid { parent.gid } else { new.owner.gid },
         rdev: new.rdev,
@@ -214,6 +246,7 @@ fn new_item(new: &NewInode<'_>, parent: &InodeItem, parent_ino: Ino, now: Timest
         mtime: now,
         ctime: now,
         btime: now,
+        xattr_list: 0,
     }
 }
 
@@ -238,7 +271,7 @@ pub(crate) fn drop_link(inode: &Inode, state: &mut InodeState, now: Timestamp) -
     state.item.ctime = now;
     let mut changes = vec![state.put(inode.ino)];
     if state.item.nlink == 0 && !mutants::active(Mutant::UnlinkWithoutOrphan) {
-        changes.push(orphan(inode));
+        changes.push(orphan(inode.ino));
     }
     changes
 }
@@ -247,11 +280,14 @@ pub(crate) fn drop_link(inode: &Inode, state: &mut InodeState, now: Timestamp) -
 pub(crate) fn drop_dir(inode: &Inode, state: &mut InodeState, now: Timestamp) -> Vec<Change> {
     state.item.nlink = 0;
     state.item.ctime = now;
-    vec![state.put(inode.ino), orphan(inode)]
+    vec![state.put(inode.ino), orphan(inode.ino)]
 }
 
-fn orphan(inode: &Inode) -> Change {
-    Change::PutItem { key: crate::file::orphan_key(inode), value: vec![crate::file::ORPHAN_DELETE] }
+pub(super) fn orphan(ino: Ino) -> Change {
+    Change::PutItem {
+        key: Key::new(Ino::SYSTEM, ItemKind::Orphan, ino.0),
+        value: vec![crate::file::ORPHAN_DELETE],
+    }
 }
 
 /// Whoever gets true here, once, has to delete the inode.

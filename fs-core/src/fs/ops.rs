@@ -2,7 +2,9 @@
 
 use super::names::{NewInode, symlink_keys};
 use crate::alloc::Purpose;
-use crate::api::{Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs};
+use crate::api::{
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, XattrFlags,
+};
 use crate::error::{FsError, Result};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
@@ -55,12 +57,20 @@ impl FsOps for Volume {
         if matches!(kind, FileType::Directory | FileType::Symlink) {
             return Err(FsError::INVALID);
         }
-        self.make(parent, name, &NewInode { kind, perm, rdev, owner, target: None, open: false })
+        self.make(
+            parent,
+            name,
+            &NewInode { kind, perm, rdev, owner, target: None, open: false, nameless: false },
+        )
     }
 
     fn mkdir(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
         let kind = FileType::Directory;
-        self.make(parent, name, &NewInode { kind, perm, rdev: 0, owner, target: None, open: false })
+        self.make(
+            parent,
+            name,
+            &NewInode { kind, perm, rdev: 0, owner, target: None, open: false, nameless: false },
+        )
     }
 
     fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Owner) -> Result<Attr> {
@@ -74,6 +84,7 @@ impl FsOps for Volume {
             owner,
             target: Some(target),
             open: false,
+            nameless: false,
         };
         self.make(parent, name, &new)
     }
@@ -113,7 +124,15 @@ impl FsOps for Volume {
 
     fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
         let kind = FileType::Regular;
-        self.make(parent, name, &NewInode { kind, perm, rdev: 0, owner, target: None, open: true })
+        self.make(
+            parent,
+            name,
+            &NewInode { kind, perm, rdev: 0, owner, target: None, open: true, nameless: false },
+        )
+    }
+
+    fn tmpfile(&self, parent: Ino, perm: u32, owner: Owner) -> Result<Attr> {
+        self.make_tmpfile(parent, perm, owner)
     }
 
     fn close(&self, ino: Ino) {
@@ -129,6 +148,7 @@ impl FsOps for Volume {
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize> {
         let inode = self.inodes.get(&self.meta, ino)?;
+        self.drop_capability(&inode)?;
         self.write_file(&inode, offset, data, flags)
     }
 
@@ -139,12 +159,33 @@ impl FsOps for Volume {
 
     fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()> {
         let inode = self.inodes.get(&self.meta, ino)?;
+        self.drop_capability(&inode)?;
         self.allocate_file(&inode, mode, offset, len)
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
         let inode = self.inodes.get(&self.meta, ino)?;
         self.list(&inode, cookie, emit)
+    }
+
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.set_xattr(&inode, name, value, flags)
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.get_xattr(&inode, name)
+    }
+
+    fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.list_xattrs(&inode, trusted)
+    }
+
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.remove_xattr(&inode, name)
     }
 
     fn statfs(&self) -> Result<StatFs> {

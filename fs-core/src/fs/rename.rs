@@ -1,4 +1,4 @@
-//! rename(2), with RENAME_NOREPLACE and RENAME_EXCHANGE.
+//! rename(2), with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use parking_lot::MutexGuard;
 
 use super::dir::{Bucket, check_new_name};
-use super::names::{LINK_MAX, claim_deletion, drop_dir, drop_link, same_bucket};
+use super::names::{LINK_MAX, NewInode, claim_deletion, drop_dir, drop_link, same_bucket};
 use super::{Inode, InodeState};
-use crate::api::{FileType, RenameFlags};
+use crate::api::{FileType, Owner, RenameFlags, Timestamp};
 use crate::error::{FsError, Result};
 use crate::format::Change;
 use crate::format::dirent::NameEntry;
@@ -51,11 +51,11 @@ impl Volume {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
-        if flags.no_replace && flags.exchange {
+        if flags.exchange && (flags.no_replace || flags.whiteout.is_some()) {
             return Err(FsError::INVALID);
         }
         let deleted = {
-            let _admitted = self.admit()?;
+            let _admitted = if flags.whiteout.is_some() { self.admit_growth() } else { self.admit() }?;
             let _names = self.names.write();
             let from = End { dir: self.directory(parent)?, name: name.to_vec() };
             let to = End { dir: self.directory(new_parent)?, name: new_name.to_vec() };
@@ -106,7 +106,8 @@ impl Volume {
             self.exchange(from, to, &moved, &replaced, &mut locked, names)?;
             return Ok(None);
         }
-        self.replace(from, to, (source, target), &moved, replaced.as_ref(), &mut locked)?;
+        let entries = (&moved, replaced.as_ref());
+        self.replace(from, to, (source, target), entries, flags.whiteout, &mut locked)?;
         let gone = match &replaced_inode {
             Some(inode) => claim_deletion(locked.get(inode.ino).1),
             None => false,
@@ -120,8 +121,8 @@ impl Volume {
         from: &End,
         to: &End,
         (mut source, mut target): (Bucket, Bucket),
-        moved: &NameEntry,
-        replaced: Option<&NameEntry>,
+        (moved, replaced): (&NameEntry, Option<&NameEntry>),
+        whiteout: Option<Owner>,
         locked: &mut Locked<'_>,
     ) -> Result<()> {
         let now = self.env.now();
@@ -147,14 +148,21 @@ impl Volume {
             None => bucket.add(&to.name, moved.ino, moved.kind)?,
         };
         changes.push(put);
-        changes.push(source.remove(&from.name));
+        match whiteout {
+            Some(owner) => {
+                let (ino, made) = self.whiteout(owner, from.dir.ino, locked, now);
+                changes.push(source.point(&from.name, ino, FileType::CharDevice));
+                changes.extend(made);
+            }
+            None => changes.push(source.remove(&from.name)),
+        }
         let adjust = |locked: &mut Locked<'_>, dir: Ino, entries: i64, subdirs: i32| {
             let item = &mut locked.get(dir).1.item;
             item.size = item.size.saturating_add_signed(entries);
             item.nlink = item.nlink.saturating_add_signed(subdirs);
             (item.mtime, item.ctime) = (now, now);
         };
-        adjust(locked, from.dir.ino, -1, -i32::from(moves_dir));
+        adjust(locked, from.dir.ino, i64::from(whiteout.is_some()) - 1, -i32::from(moves_dir));
         let kept = i64::from(replaced.is_none());
         let replaced_dir = replaced.is_some_and(|r| r.kind == FileType::Directory);
         adjust(locked, to.dir.ino, kept, i32::from(moves_dir) - i32::from(replaced_dir));
@@ -169,8 +177,29 @@ impl Volume {
             self.meta.apply(std::mem::replace(&mut changes, rest), 0)?;
             self.commit()?;
         }
-        self.meta.apply(changes, 0)?;
+        self.meta.apply(changes, i64::from(whiteout.is_some()))?;
         Ok(())
+    }
+
+    /// A new whiteout for `dir`: its number, and the changes that store it.
+    fn whiteout(
+        &self,
+        owner: Owner,
+        dir: Ino,
+        locked: &mut Locked<'_>,
+        now: Timestamp,
+    ) -> (Ino, Vec<Change>) {
+        let new = NewInode {
+            kind: FileType::CharDevice,
+            perm: 0,
+            rdev: 0,
+            owner,
+            target: None,
+            open: false,
+            nameless: false,
+        };
+        let ino = self.meta.new_ino();
+        (ino, self.new_inode(ino, &new, (dir, &locked.get(dir).1.item), None, now).1)
     }
 
     fn exchange(

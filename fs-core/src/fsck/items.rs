@@ -5,6 +5,7 @@ use super::merge::{Item, Pages};
 use super::report::{Findings, ProblemKind};
 use super::space::Space;
 use super::table::Table;
+use super::xattrs::Xattrs;
 use super::{Stats, text};
 use crate::api::FileType;
 use crate::error::FsError;
@@ -28,6 +29,7 @@ struct Current {
     target: u64,
     /// Behind the last page with data.
     data_end: u64,
+    xattrs: Xattrs,
 }
 
 /// Sees all items in key order.
@@ -71,6 +73,7 @@ impl<'a> ItemCheck<'a> {
             (ItemKind::Symlink, Item::Bytes(v)) => self.symlink(key, v),
             (ItemKind::DirEntry, Item::Bytes(v)) => self.names(key, v),
             (ItemKind::Map, Item::Pages(pages)) => self.pages(key, pages),
+            (ItemKind::Xattr, Item::Bytes(v)) => self.xattr(key, v),
             (ItemKind::Orphan, Item::Bytes(v)) => {
                 if !self.table.orphan(Ino(key.offset), v) {
                     self.bad_item(key, "an orphan item with an unknown reason");
@@ -161,6 +164,13 @@ impl<'a> ItemCheck<'a> {
         }
     }
 
+    fn xattr(&mut self, key: Key, value: &[u8]) {
+        let sb = self.sb;
+        if let Some(what) = self.current.as_mut().and_then(|c| c.xattrs.item(sb, key, value)) {
+            self.bad_item(key, what);
+        }
+    }
+
     fn pages(&mut self, key: Key, pages: &Pages) {
         let first = key.offset * CHUNK_PAGES;
         for (i, entry) in pages.iter().enumerate() {
@@ -247,6 +257,9 @@ fn contradictions(
     let counted = if item.nlink == 0 { item.blocks >= c.blocks } else { item.blocks == c.blocks };
     if !counted {
         out.push((ProblemKind::Inode, format!("it has {} blocks, its inode says {}", c.blocks, item.blocks)));
+    }
+    if let Some(what) = c.xattrs.contradiction(c.ino, item.xattr_list, item.nlink == 0) {
+        out.push((ProblemKind::Inode, what));
     }
     let end = sb.page_size.pages_for(item.size);
     if kind == FileType::Regular && c.data_end > end && item.nlink > 0 && orphan != Some(ORPHAN_TRUNCATE) {

@@ -16,6 +16,7 @@ mod space;
 mod table;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

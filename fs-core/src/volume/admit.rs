@@ -42,6 +42,11 @@ impl Cost {
     /// A change of a few names and inodes.
     pub(crate) const SMALL: Cost = Cost { items: 10, bytes: 24 << 10 };
 
+    /// A change of an inode and of `items` items of it with `bytes` in all.
+    pub(crate) fn items(items: u64, bytes: usize) -> Cost {
+        Cost { items: Self::SMALL.items + items, bytes: Self::SMALL.bytes + bytes as u64 + 32 * items }
+    }
+
     /// A change of a few inodes and the bytes of `pages` pages, `bytes` in all.
     pub(crate) fn inline(pages: u64, bytes: usize) -> Cost {
         Cost { items: Self::SMALL.items + pages, bytes: Self::SMALL.bytes + bytes as u64 + 64 * pages }
@@ -114,7 +119,12 @@ impl Volume {
 
     /// As [`Self::admit`], for what takes space for good: ENOSPC when the volume is full.
     pub(crate) fn admit_growth(&self) -> Result<Admission<'_>> {
-        self.admit_at(Cost::SMALL, Purpose::User)
+        self.admit_growth_of(Cost::SMALL)
+    }
+
+    /// As [`Self::admit_growth`], for an operation of this cost.
+    pub(crate) fn admit_growth_of(&self, cost: Cost) -> Result<Admission<'_>> {
+        self.admit_at(cost, Purpose::User)
     }
 
     /// As [`Self::admit`], for an operation of this cost.

@@ -162,6 +162,7 @@ fn write_first_epoch(
         mtime: now,
         ctime: now,
         btime: now,
+        xattr_list: 0,
     };
     let changes = [
         Change::EpochStart { previous: Epoch(0), cut_lsn: Lsn(0), cut_crc: 0 },

@@ -6,9 +6,10 @@
 //! 2. `names` (the name space: shared for look-ups that need a stable name, exclusive for changes)
 //! 3. `homing` (shared by writers that put data into the journal, exclusive to shut them out)
 //! 4. an inode's page ranges ([`crate::file::RangeLock`])
-//! 5. an inode's state (several: by ascending inode number)
-//! 6. a page frame
-//! 7. leaves: the metadata store, the commit state, the journal writer, the allocator, the page
+//! 5. an inode's extended attributes
+//! 6. an inode's state (several: by ascending inode number)
+//! 7. a page frame
+//! 8. leaves: the metadata store, the commit state, the journal writer, the allocator, the page
 //!    cache's shards, `patches`
 
 mod admit;

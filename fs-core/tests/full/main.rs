@@ -8,7 +8,7 @@ use dbfs_fs_core::env::SystemEnv;
 use dbfs_fs_core::fsck::{self, CheckOptions};
 use dbfs_fs_core::{FormatOptions, FsError, Ino, MountOptions, Volume};
 
-const OWNER: Owner = Owner { uid: 1, gid: 2 };
+const OWNER: Owner = Owner::new(1, 2);
 const CHUNK: usize = 256 << 10;
 const DIRECT: IoFlags = IoFlags { direct: true, dsync: false, sync: false, kill_priv: false };
 const BUFFERED: IoFlags = IoFlags { direct: false, dsync: false, sync: false, kill_priv: false };

@@ -8,7 +8,7 @@ use dbfs_fs_core::api::{Attr, Fallocate, FileType, FsOps, IoFlags, Owner, Rename
 use dbfs_fs_core::env::Env;
 use dbfs_fs_core::{FormatOptions, Ino, PageSize, Volume};
 
-const OWNER: Owner = Owner { uid: 1000, gid: 100 };
+const OWNER: Owner = Owner::new(1000, 100);
 const DIRECT: IoFlags = IoFlags { direct: true, dsync: false, sync: false, kill_priv: false };
 const SYNC: IoFlags = IoFlags { direct: false, dsync: true, sync: false, kill_priv: false };
 const MANY: u64 = 40;

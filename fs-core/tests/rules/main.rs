@@ -9,6 +9,7 @@ mod trace;
 
 mod c1_durability;
 mod c2_atomic;
+mod c3_names;
 mod c7_checksums;
 mod mutants;
 mod r1_reuse;

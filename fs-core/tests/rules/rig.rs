@@ -18,7 +18,7 @@ pub const PAGE: usize = 16384;
 /// Bytes in a block.
 pub const BLOCK: usize = 4096;
 
-pub const OWNER: Owner = Owner { uid: 7, gid: 8 };
+pub const OWNER: Owner = Owner::new(7, 8);
 pub const BUFFERED: IoFlags = IoFlags { direct: false, dsync: false, sync: false, kill_priv: false };
 pub const DIRECT: IoFlags = IoFlags { direct: true, ..BUFFERED };
 pub const DSYNC: IoFlags = IoFlags { dsync: true, ..BUFFERED };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_core::api::{
     Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, SetTime, StatFs,
-    Timestamp,
+    Timestamp, XattrFlags,
 };
 use fs_core::{FsError, Ino, Result};
 use parking_lot::{Mutex, RwLock};
@@ -19,6 +19,7 @@ pub enum Event {
     Write { ino: Ino, offset: u64, len: usize, flags: IoFlags },
     Fsync { ino: Ino, datasync: bool },
     Rename(RenameFlags),
+    Setxattr(XattrFlags),
     Lookup(Vec<u8>),
     Getattr(Ino),
 }
@@ -31,6 +32,7 @@ struct Node {
     places: HashMap<Vec<u8>, u64>,
     parent: Ino,
     opens: u32,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -57,7 +59,7 @@ impl MemFs {
     pub fn new() -> Self {
         let mut state = State { last_ino: Ino::FIRST_FREE.0, last_place: FIRST_PLACE, ..State::default() };
         state.clock = 1_000_000_000;
-        let mut root = state.node(FileType::Directory, 0o777, Owner { uid: 0, gid: 0 });
+        let mut root = state.node(FileType::Directory, 0o777, Owner::new(0, 0));
         root.attr.ino = Ino::ROOT;
         root.attr.nlink = 2;
         root.parent = Ino::ROOT;
@@ -107,7 +109,7 @@ impl State {
             ino: Ino(self.last_ino),
             generation: 0,
             kind,
-            perm,
+            perm: perm & !owner.umask,
             nlink: if kind == FileType::Directory { 2 } else { 1 },
             uid: owner.uid,
             gid: owner.gid,
@@ -126,6 +128,7 @@ impl State {
             places: HashMap::new(),
             parent: Ino::ROOT,
             opens: 0,
+            xattrs: BTreeMap::new(),
         }
     }
 
@@ -237,6 +240,9 @@ impl FsOps for MemFs {
         attr.perm = changes.perm.unwrap_or(attr.perm);
         attr.uid = changes.uid.unwrap_or(attr.uid);
         attr.gid = changes.gid.unwrap_or(attr.gid);
+        if changes.uid.is_some() || changes.gid.is_some() || changes.kill_priv {
+            attr.perm &= !0o6000;
+        }
         attr.ctime = now;
         for (field, change) in [(&mut attr.atime, changes.atime), (&mut attr.mtime, changes.mtime)] {
             match change {
@@ -342,6 +348,16 @@ impl FsOps for MemFs {
         s.add_node(parent, name, node)
     }
 
+    fn tmpfile(&self, _parent: Ino, perm: u32, owner: Owner) -> Result<Attr> {
+        let mut state = self.state.lock();
+        let mut node = state.node(FileType::Regular, perm, owner);
+        node.attr.nlink = 0;
+        node.opens = 1;
+        let attr = node.attr.clone();
+        state.nodes.insert(attr.ino, node);
+        Ok(attr)
+    }
+
     fn close(&self, ino: Ino) {
         self.note(Event::Close(ino));
         let mut s = self.state.lock();
@@ -390,6 +406,29 @@ impl FsOps for MemFs {
             s.resize(ino, end)?;
         }
         Ok(())
+    }
+
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        self.note(Event::Setxattr(flags));
+        let mut state = self.state.lock();
+        state.get(ino)?.xattrs.insert(name.to_vec(), value.to_vec());
+        Ok(())
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let mut state = self.state.lock();
+        state.get(ino)?.xattrs.get(name).cloned().ok_or(FsError::NO_ATTRIBUTE)
+    }
+
+    fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
+        let mut state = self.state.lock();
+        let names = state.get(ino)?.xattrs.keys().filter(|n| trusted || !n.starts_with(b"trusted."));
+        Ok(names.flat_map(|n| [n.as_slice(), &[0]].concat()).collect())
+    }
+
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        let mut state = self.state.lock();
+        state.get(ino)?.xattrs.remove(name).map(drop).ok_or(FsError::NO_ATTRIBUTE)
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {

@@ -164,7 +164,10 @@ fn adopt(tree: &Tree, mut files: BTreeMap<Ino, Vec<u8>>, expect: &Expectation) -
             mtime: a.mtime,
             ctime: a.ctime,
             btime: a.btime,
+            xattrs: found.xattrs.clone(),
             body,
+            linkable: false,
+            umask: 0,
         };
         nodes.insert(to_model(*ino), Arc::new(node));
     }

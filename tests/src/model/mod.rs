@@ -5,12 +5,14 @@ mod rename;
 mod state;
 #[cfg(test)]
 mod tests;
+mod xattr;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fs_core::api::{
     Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, Timestamp,
+    XattrFlags,
 };
 use fs_core::env::Env;
 use fs_core::{FsError, Ino, Result};
@@ -122,18 +124,19 @@ impl FsOps for ModelFs {
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         let mut state = self.state.lock();
         let node = state.node(ino)?;
-        let (is_dir, nlink) = (node.is_dir(), node.nlink);
+        let (is_dir, may_link) = (node.is_dir(), node.nlink > 0 || node.linkable);
         state.check_new(parent, name)?;
         if is_dir {
             return Err(FsError::NOT_PERMITTED);
         }
-        if nlink == 0 {
+        if !may_link {
             return Err(FsError::NOT_FOUND);
         }
         let now = self.now();
         state.add_entry(parent, name, ino, now)?;
         let node = state.node_mut(ino)?;
         node.nlink += 1;
+        node.linkable = false;
         node.ctime = now;
         Ok(node.attr(ino))
     }
@@ -185,6 +188,14 @@ impl FsOps for ModelFs {
         Ok(attr)
     }
 
+    fn tmpfile(&self, parent: Ino, perm: u32, owner: Owner) -> Result<Attr> {
+        let node = Node::new(FileType::Regular, perm, owner, Body::File(Content::default()), self.now());
+        let mut state = self.state.lock();
+        let ino = state.make_nameless(parent, node)?;
+        state.open(ino)?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+
     fn close(&self, ino: Ino) {
         self.state.lock().close(ino);
     }
@@ -204,6 +215,7 @@ impl FsOps for ModelFs {
         let now = self.now();
         let node = state.node_mut(ino)?;
         (node.mtime, node.ctime) = (now, now);
+        node.drop_capability();
         if flags.kill_priv {
             node.drop_privileges();
         }
@@ -228,7 +240,24 @@ impl FsOps for ModelFs {
         // As file_modified() of Linux, which every fallocate calls.
         let node = state.node_mut(ino)?;
         (node.mtime, node.ctime) = (now, now);
+        node.drop_capability();
         Ok(())
+    }
+
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        self.state.lock().set_attribute(ino, name, value, flags, self.now())
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.state.lock().attribute(ino, name)
+    }
+
+    fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
+        Ok(self.state.lock().node(ino)?.attribute_names(trusted))
+    }
+
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.state.lock().remove_attribute(ino, name, self.now())
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {

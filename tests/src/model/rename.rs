@@ -1,9 +1,9 @@
 //! rename(2) and renameat2(2), in the order of checks that Linux has.
 
-use fs_core::api::{RenameFlags, Timestamp};
+use fs_core::api::{FileType, RenameFlags, Timestamp};
 use fs_core::{FsError, Ino, Result};
 
-use super::state::{Body, State, check_name};
+use super::state::{Body, Node, State, check_name};
 
 /// One end of a rename.
 #[derive(Clone, Copy)]
@@ -22,7 +22,7 @@ impl State {
         flags: RenameFlags,
         now: Timestamp,
     ) -> Result<()> {
-        if flags.no_replace && flags.exchange {
+        if flags.exchange && (flags.no_replace || flags.whiteout.is_some()) {
             return Err(FsError::INVALID);
         }
         let (source, target) = self.rename_ends(from, to)?;
@@ -41,7 +41,16 @@ impl State {
         match target {
             Some(target) if target == source => Ok(()),
             Some(target) if flags.exchange => self.swap(from, to, source, target, now),
-            _ => self.replace(from, to, source, target, now),
+            _ => {
+                self.replace(from, to, source, target, now)?;
+                if let Some(owner) = flags.whiteout {
+                    let node = Node::new(FileType::CharDevice, 0, owner, Body::Special, now);
+                    let ino = self.make(from.dir, from.name, node)?;
+                    // Nobody may do anything with it anyway.
+                    self.node_mut(ino)?.xattrs.clear();
+                }
+                Ok(())
+            }
         }
     }
 

@@ -60,6 +60,12 @@ pub struct Node {
     pub ctime: Timestamp,
     /// Creation.
     pub btime: Timestamp,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<Vec<u8>, Arc<[u8]>>,
+    /// It was made without a name and may get one.
+    pub linkable: bool,
+    /// Permission bits that it does not get, if its directory has no default list.
+    pub umask: u32,
     /// The rest.
     pub body: Body,
 }
@@ -70,7 +76,22 @@ impl Node {
         let nlink = if kind == FileType::Directory { 2 } else { 1 };
         let (uid, gid) = (owner.uid, owner.gid);
         let (atime, mtime, ctime, btime) = (now, now, now, now);
-        Self { kind, perm: perm & 0o7777, uid, gid, rdev: 0, nlink, atime, mtime, ctime, btime, body }
+        Self {
+            kind,
+            perm: perm & 0o7777,
+            uid,
+            gid,
+            rdev: 0,
+            nlink,
+            atime,
+            mtime,
+            ctime,
+            btime,
+            xattrs: BTreeMap::new(),
+            linkable: false,
+            umask: owner.umask,
+            body,
+        }
     }
 
     /// Size as stat(2) tells it (of a directory: 0, nobody relies on it).
@@ -147,7 +168,7 @@ impl State {
     /// An empty file system as mkfs leaves it.
     pub fn empty(now: Timestamp) -> Self {
         let body = Body::Dir { entries: BTreeMap::new(), parent: Ino::ROOT };
-        let root = Node::new(FileType::Directory, 0o755, Owner { uid: 0, gid: 0 }, body, now);
+        let root = Node::new(FileType::Directory, 0o755, Owner::new(0, 0), body, now);
         Self::from_nodes(BTreeMap::from([(Ino::ROOT, Arc::new(root))]), Ino::FIRST_FREE.0)
     }
 
@@ -262,6 +283,35 @@ impl State {
     pub(super) fn make(&mut self, parent: Ino, name: &[u8], mut node: Node) -> Result<Ino> {
         self.check_new(parent, name)?;
         let now = node.btime;
+        self.settle(parent, &mut node)?;
+        let ino = self.insert(node);
+        if self.node(ino)?.is_dir() {
+            self.node_mut(parent)?.nlink += 1;
+        }
+        self.add_entry(parent, name, ino, now)?;
+        Ok(ino)
+    }
+
+    /// Makes an inode without a name, as it would be made in `parent`.
+    pub(super) fn make_nameless(&mut self, parent: Ino, mut node: Node) -> Result<Ino> {
+        self.dir(parent)?;
+        if self.node(parent)?.nlink == 0 {
+            return Err(FsError::NOT_FOUND);
+        }
+        self.settle(parent, &mut node)?;
+        (node.nlink, node.linkable) = (0, true);
+        Ok(self.insert(node))
+    }
+
+    fn insert(&mut self, node: Node) -> Ino {
+        let ino = Ino(self.next);
+        self.next += 1;
+        self.nodes.insert(ino, Arc::new(node));
+        ino
+    }
+
+    /// Gives a new inode what its directory has for it.
+    fn settle(&self, parent: Ino, node: &mut Node) -> Result<()> {
         let above = self.node(parent)?;
         if above.perm & SETGID != 0 {
             node.gid = above.gid;
@@ -269,14 +319,9 @@ impl State {
                 node.perm |= SETGID;
             }
         }
-        let ino = Ino(self.next);
-        self.next += 1;
-        if node.is_dir() {
-            self.node_mut(parent)?.nlink += 1;
-        }
-        self.nodes.insert(ino, Arc::new(node));
-        self.add_entry(parent, name, ino, now)?;
-        Ok(ino)
+        let umask = node.umask;
+        node.inherit(above, umask);
+        Ok(())
     }
 
     /// One name fewer for `ino`, which is freed if that was the last and nobody has it open.
@@ -327,14 +372,22 @@ impl State {
             self.content_mut(ino)?.set_size(size);
             let node = self.node_mut(ino)?;
             node.mtime = if changes_size { now } else { node.mtime };
+            node.drop_capability();
         }
         let node = self.node_mut(ino)?;
         if changes.uid.is_some() || changes.gid.is_some() {
             node.drop_privileges();
+            node.drop_capability();
         }
         node.uid = changes.uid.unwrap_or(node.uid);
         node.gid = changes.gid.unwrap_or(node.gid);
-        node.perm = changes.perm.map_or(node.perm, |p| p & 0o7777);
+        if let Some(perm) = changes.perm {
+            node.chmod(perm);
+        }
+        if changes.kill_priv {
+            node.drop_privileges();
+            node.drop_capability();
+        }
         let time = |t: SetTime| match t {
             SetTime::Now => now,
             SetTime::At(at) => at,

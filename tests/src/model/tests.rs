@@ -6,10 +6,10 @@ use super::*;
 use crate::clock::Clock;
 
 const ROOT: Ino = Ino::ROOT;
-const OWNER: Owner = Owner { uid: 10, gid: 20 };
-const PLAIN: RenameFlags = RenameFlags { no_replace: false, exchange: false };
-const SWAP: RenameFlags = RenameFlags { no_replace: false, exchange: true };
-const KEEP: RenameFlags = RenameFlags { no_replace: true, exchange: false };
+const OWNER: Owner = Owner::new(10, 20);
+const PLAIN: RenameFlags = RenameFlags { no_replace: false, exchange: false, whiteout: None };
+const SWAP: RenameFlags = RenameFlags { no_replace: false, exchange: true, whiteout: None };
+const KEEP: RenameFlags = RenameFlags { no_replace: true, exchange: false, whiteout: None };
 
 fn fs() -> ModelFs {
     let clock = Arc::new(Clock::new(0));
@@ -73,7 +73,7 @@ fn rename_refuses_what_linux_refuses() {
     assert_eq!(errno(fs.rename(ROOT, b"f", ROOT, b"f", KEEP)), libc::EEXIST);
     assert_eq!(errno(fs.rename(ROOT, b"x", ROOT, b"a", PLAIN)), libc::ENOENT);
     assert_eq!(errno(fs.rename(ROOT, b"f", ROOT, b"x", SWAP)), libc::ENOENT);
-    let both = RenameFlags { no_replace: true, exchange: true };
+    let both = RenameFlags { no_replace: true, exchange: true, whiteout: None };
     assert_eq!(errno(fs.rename(ROOT, b"f", ROOT, b"x", both)), libc::EINVAL);
 }
 
@@ -144,7 +144,7 @@ fn links_are_counted() {
 #[test]
 fn setgid_directories_pass_on_their_group() {
     let fs = fs();
-    let d = fs.mkdir(ROOT, b"d", 0o2755, Owner { uid: 0, gid: 77 }).unwrap().ino;
+    let d = fs.mkdir(ROOT, b"d", 0o2755, Owner::new(0, 77)).unwrap().ino;
     let sub = fs.mkdir(d, b"sub", 0o700, OWNER).unwrap();
     assert_eq!((sub.gid, sub.perm, sub.uid), (77, 0o2700, 10));
     let f = fs.create(d, b"f", 0o600, OWNER).unwrap();

@@ -1,8 +1,8 @@
 //! The generator: weighted, and biased to few names, files and offsets, so that operations meet.
 
-use fs_core::api::FileType;
+use fs_core::api::{FileType, XattrFlags};
 
-use super::{How, Maintenance, Op, Then};
+use super::{How, Maintenance, Moving, Op, Then};
 use crate::rng::Rng;
 
 /// What kind of history to generate.
@@ -92,7 +92,7 @@ impl Generator {
 
     fn names(&mut self) -> Op {
         let (dir, name) = (self.dir(), self.name());
-        match self.rng.weighted(&[24, 6, 10, 5, 9, 18, 6, 24]) {
+        match self.rng.weighted(&[24, 6, 10, 5, 9, 18, 6, 24, 6]) {
             0 => Op::Create { dir, name, perm: self.perm() },
             1 => {
                 let kinds = [FileType::Regular, FileType::Fifo, FileType::Socket, FileType::CharDevice];
@@ -106,27 +106,42 @@ impl Generator {
             4 => Op::Link { node: self.nth(), dir, name },
             5 => Op::Unlink { dir, name },
             6 => Op::Rmdir { dir, name },
+            8 => Op::Tmpfile { dir, perm: self.perm() },
             _ => self.rename(dir, name),
         }
     }
 
     fn rename(&mut self, dir: u8, name: u8) -> Op {
-        let (no_replace, exchange) = match self.rng.below(12) {
-            0 => (true, false),
-            1..=3 => (false, true),
-            4 if self.rng.one_in(4) => (true, true),
-            _ => (false, false),
+        let how = match self.rng.below(12) {
+            0 => Moving::NoReplace,
+            1..=3 => Moving::Exchange,
+            4 if self.rng.one_in(4) => Moving::Nonsense,
+            5 => Moving::Whiteout,
+            _ => Moving::Replace,
         };
-        Op::Rename { dir, name, to_dir: self.dir(), to_name: self.name(), no_replace, exchange }
+        Op::Rename { dir, name, to_dir: self.dir(), to_name: self.name(), how }
     }
 
     fn attributes(&mut self) -> Op {
         let node = self.nth();
-        match self.rng.below(4) {
+        match self.rng.below(8) {
+            4..=6 => self.set_xattr(node),
+            7 if self.rng.one_in(2) => Op::RemoveXattr { node, attribute: self.nth() },
+            7 => Op::GetXattr { node, attribute: self.nth() },
             0 | 1 => Op::Chmod { node, perm: self.perm() },
             2 => Op::Chown { node, uid: self.rng.below(3) as u32, gid: self.rng.below(3) as u32 },
             _ => Op::Utimes { node, secs: self.rng.below(4_000_000_000) as i64 - 1_000_000_000 },
         }
+    }
+
+    fn set_xattr(&mut self, node: u8) -> Op {
+        let most = *self.rng.pick(&[20, 20, 300, 5_000, 65_537]);
+        let flags = XattrFlags {
+            create: self.rng.one_in(6),
+            replace: self.rng.one_in(6),
+            clear_setgid: self.rng.one_in(4),
+        };
+        Op::SetXattr { node, attribute: self.nth(), len: self.rng.below(most + 1) as u32, flags }
     }
 
     fn query(&mut self) -> Op {

@@ -6,7 +6,7 @@
 
 mod generate;
 
-use fs_core::api::FileType;
+use fs_core::api::{FileType, XattrFlags};
 
 pub use generate::{Generator, Profile, history};
 
@@ -23,6 +23,21 @@ pub enum How {
     Direct,
     /// Past the page cache and durable (O_DIRECT | O_DSYNC).
     DirectDsync,
+}
+
+/// What a rename is to do with what is there, and with the old name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moving {
+    /// Replace what is there.
+    Replace,
+    /// Fail if something is there.
+    NoReplace,
+    /// Swap the two.
+    Exchange,
+    /// Leave a whiteout at the old name.
+    Whiteout,
+    /// Two that exclude each other.
+    Nonsense,
 }
 
 /// What follows a write to the same file at once.
@@ -73,7 +88,9 @@ pub enum Op {
     /// Remove a directory.
     Rmdir { dir: Nth, name: Nth },
     /// Move a name.
-    Rename { dir: Nth, name: Nth, to_dir: Nth, to_name: Nth, no_replace: bool, exchange: bool },
+    Rename { dir: Nth, name: Nth, to_dir: Nth, to_name: Nth, how: Moving },
+    /// Make a file without a name; it stays open.
+    Tmpfile { dir: Nth, perm: u32 },
     /// Look a name up.
     Lookup { dir: Nth, name: Nth },
     /// List a directory, a few entries at a time.
@@ -98,6 +115,12 @@ pub enum Op {
     Chown { node: Nth, uid: u32, gid: u32 },
     /// Set access and modification time.
     Utimes { node: Nth, secs: i64 },
+    /// Set an extended attribute.
+    SetXattr { node: Nth, attribute: Nth, len: u32, flags: XattrFlags },
+    /// Remove one.
+    RemoveXattr { node: Nth, attribute: Nth },
+    /// Read one, and the list of all.
+    GetXattr { node: Nth, attribute: Nth },
     /// Reserve space.
     Fallocate { file: Nth, keep_size: bool, offset: u64, len: u64 },
     /// fsync or fdatasync of any inode.
@@ -124,10 +147,41 @@ impl Op {
         }
     }
 
+    /// The extended attribute that `nth` stands for: name and value of `len` bytes, or an access control
+    /// list that `len` chooses.
+    pub fn attribute(nth: Nth, len: u32) -> (Vec<u8>, Vec<u8>) {
+        let name: &[u8] = match nth % 12 {
+            0 | 1 => b"system.posix_acl_access",
+            2 => b"system.posix_acl_default",
+            3 => b"security.capability",
+            4 => b"trusted.t",
+            5 => b"unknown.u",
+            6 => return ([&b"user."[..], &[b'l'; 250]].concat(), pattern(len, 0, len as usize)),
+            n => return (format!("user.{n}").into_bytes(), pattern(len, 0, len as usize)),
+        };
+        let value = if name.starts_with(b"system.") { acl(len) } else { pattern(len, 0, len as usize) };
+        (name.to_vec(), value)
+    }
+
     /// The target of a symbolic link of `len` bytes.
     pub fn target(len: u16) -> Vec<u8> {
         (0..len).map(|i| b'a' + (i % 26) as u8).collect()
     }
+}
+
+/// An access control list: of three entries, of more, or nonsense.
+fn acl(choice: u32) -> Vec<u8> {
+    let perm = |shift: u32| (choice >> shift & 7) as u16;
+    let (named, mask) = ((2, 7, 77), (16, perm(9), u32::MAX));
+    let all = [(1, perm(0), u32::MAX), named, (4, perm(3), u32::MAX), mask, (32, perm(6), u32::MAX)];
+    let plain = choice.is_multiple_of(3);
+    let mut value = if choice.is_multiple_of(17) { vec![9, 9] } else { 2u32.to_le_bytes().to_vec() };
+    for (tag, perm, id) in all.into_iter().filter(|e: &(u16, u16, u32)| !plain || !matches!(e.0, 2 | 16)) {
+        value.extend(tag.to_le_bytes());
+        value.extend(perm.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
 }
 
 /// The bytes that write number `id` puts at `offset` of a file: every word tells the write and the

@@ -14,7 +14,7 @@ use super::record::{Promise, Written};
 use super::subject::Subject;
 use super::tree::list;
 use crate::fail_with;
-use crate::ops::{How, Nth, Op, Then, pattern};
+use crate::ops::{How, Moving, Nth, Op, Then, pattern};
 
 /// Longest write that is all or nothing.
 const MAX_ATOMIC: u64 = 1 << 20;
@@ -33,8 +33,18 @@ impl How {
     }
 }
 
+impl Moving {
+    fn flags(self) -> RenameFlags {
+        RenameFlags {
+            no_replace: matches!(self, Moving::NoReplace | Moving::Nonsense),
+            exchange: matches!(self, Moving::Exchange | Moving::Nonsense),
+            whiteout: (self == Moving::Whiteout).then(root),
+        }
+    }
+}
+
 fn root() -> Owner {
-    Owner { uid: 1, gid: 2 }
+    Owner { umask: 0o022, ..Owner::new(1, 2) }
 }
 
 impl<S: Subject> Lockstep<S> {
@@ -78,7 +88,12 @@ impl<S: Subject> Lockstep<S> {
 
     pub(super) fn execute(&mut self, op: &Op) -> Outcome {
         match *op {
-            Op::Create { .. } | Op::Mknod { .. } | Op::Mkdir { .. } | Op::Symlink { .. } => self.make(op),
+            Op::Create { .. }
+            | Op::Mknod { .. }
+            | Op::Mkdir { .. }
+            | Op::Symlink { .. }
+            | Op::Tmpfile { .. } => self.make(op),
+            Op::SetXattr { .. } | Op::RemoveXattr { .. } | Op::GetXattr { .. } => self.xattr_op(op),
             Op::Link { .. } | Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. } => self.names(op),
             Op::Lookup { dir, name } => {
                 let (dir, name) = (self.dir(dir), Op::name(name));
@@ -146,13 +161,17 @@ impl<S: Subject> Lockstep<S> {
                 let (dir, name) = (self.dir(dir), Op::name(name));
                 self.both_taking(|fs, at| fs.symlink(at(dir), &name, &Op::target(len), root()))
             }
+            Op::Tmpfile { dir, perm } => {
+                let dir = self.dir(dir);
+                self.both_taking(|fs, at| fs.tmpfile(at(dir), perm, root()))
+            }
             _ => return Ok(Promise::None),
         };
         if let (Ok(got), Ok(want)) = &made {
             if !self.inos.insert(want.ino, got.ino) {
                 fail_with!("inode number {} was given out twice", got.ino);
             }
-            if matches!(op, Op::Create { .. }) {
+            if matches!(op, Op::Create { .. } | Op::Tmpfile { .. }) {
                 self.open.push(want.ino);
             }
         }
@@ -174,16 +193,33 @@ impl<S: Subject> Lockstep<S> {
                 let (dir, name) = (self.dir(dir), Op::name(name));
                 self.plain(self.both(|fs, at| fs.rmdir(at(dir), &name)))
             }
-            Op::Rename { dir, name, to_dir, to_name, no_replace, exchange } => {
+            Op::Rename { dir, name, to_dir, to_name, how } => {
                 let (dir, to_dir) = (self.dir(dir), self.dir(to_dir));
                 let (name, to_name) = (Op::name(name), Op::name(to_name));
-                let flags = RenameFlags { no_replace, exchange };
+                let flags = how.flags();
                 let renamed =
                     self.both_taking(|fs, at| fs.rename(at(dir), &name, at(to_dir), &to_name, flags));
-                self.plain(renamed)
+                let left = renamed.0.is_ok() && flags.whiteout.is_some();
+                let outcome = self.plain(renamed)?;
+                if left {
+                    self.meet_whiteout(dir, &name)?;
+                }
+                Ok(outcome)
             }
             _ => Ok(Promise::None),
         }
+    }
+
+    /// Learns the number of what a rename has left at the old name.
+    fn meet_whiteout(&mut self, dir: Ino, name: &[u8]) -> Result<(), Failure> {
+        let (got, want) = self.both(|fs, at| fs.lookup(at(dir), name));
+        if let (Ok(got), Ok(want)) = (&got, &want)
+            && self.inos.model(got.ino) != Some(want.ino)
+            && !self.inos.insert(want.ino, got.ino)
+        {
+            fail_with!("inode number {} was given out twice", got.ino);
+        }
+        self.attrs((got, want)).map(|_| ())
     }
 
     fn list(&mut self, dir: Ino, batch: usize) -> Outcome {
@@ -295,6 +331,30 @@ impl<S: Subject> Lockstep<S> {
         };
         let Some(ino) = ino else { return Ok(Promise::None) };
         self.attrs(self.both(|fs, at| fs.setattr(at(ino), &changes)))
+    }
+
+    fn xattr_op(&mut self, op: &Op) -> Outcome {
+        match *op {
+            Op::SetXattr { node, attribute, len, flags } => {
+                let (ino, (name, value)) = (self.node(node), Op::attribute(attribute, len));
+                let set = self.both_taking(|fs, at| fs.setxattr(at(ino), &name, &value, flags));
+                self.plain(set)
+            }
+            Op::RemoveXattr { node, attribute } => {
+                let (ino, name) = (self.node(node), Op::attribute(attribute, 0).0);
+                self.plain(self.both(|fs, at| fs.removexattr(at(ino), &name)))
+            }
+            Op::GetXattr { node, attribute } => {
+                let (ino, name) = (self.node(node), Op::attribute(attribute, 0).0);
+                let (got, want) = self.both(|fs, at| fs.getxattr(at(ino), &name));
+                same_outcome(&got, &want)?;
+                if got.ok() != want.ok() {
+                    fail_with!("wrong value of an extended attribute");
+                }
+                self.plain(self.both(|fs, at| fs.listxattr(at(ino), false)))
+            }
+            _ => Ok(Promise::None),
+        }
     }
 
     fn fallocate(&mut self, file: Nth, keep_size: bool, offset: u64, len: u64) -> Outcome {

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::inos::InoMap;
 use super::record::{Promise, Record, Written};
 use super::subject::{Config, Subject};
-use super::tree::Tree;
+use super::tree::{Tree, read_xattrs, xattr_difference};
 use crate::clock::Clock;
 use crate::fail_with;
 use crate::model::{Body, ModelFs, State};
@@ -154,6 +154,11 @@ impl<S: Subject> Lockstep<S> {
                 fs.getattr(at).map_err(|e| Failure::new(format!("getattr of model inode {ino}: {e}")))?;
             same_attr(&got, &node.attr(*ino), &self.inos)
                 .map_err(|f| f.within(format!("model inode {ino}")))?;
+            let xattrs = read_xattrs(fs, at)
+                .map_err(|e| Failure::new(format!("extended attributes of model inode {ino}: {e}")))?;
+            if let Some(text) = xattr_difference(&xattrs, &node.xattrs) {
+                fail_with!("model inode {ino}: {text}");
+            }
             if let Body::File(content) = &node.body {
                 let bytes = read_file(fs, at, content.size())?;
                 if let Some(bad) = content.first_difference(0, &bytes) {

@@ -1,6 +1,7 @@
 //! A whole name space as its users see it: read through the interface, in the model's numbers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fs_core::Ino;
 use fs_core::api::{Attr, DirEntry, FileType, FsOps};
@@ -20,6 +21,8 @@ pub struct Reached {
     pub parent: Ino,
     /// Target, if it is a symbolic link.
     pub target: Vec<u8>,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<Vec<u8>, Arc<[u8]>>,
 }
 
 /// Everything that is reachable from the root, by the subject's inode numbers.
@@ -62,6 +65,9 @@ impl Tree {
             if seen != want {
                 return Some(format!("model inode {ino} ({at}) is {seen:?}, should be {want:?}"));
             }
+            if let Some(text) = xattr_difference(&got.xattrs, &node.xattrs) {
+                return Some(format!("model inode {ino} ({at}): {text}"));
+            }
             if let Some(text) = body_difference(got, &node.body, &to_subject) {
                 return Some(format!("model inode {ino} ({at}): {text}"));
             }
@@ -101,7 +107,8 @@ fn show(entries: &BTreeMap<Vec<u8>, Ino>) -> String {
 fn read_node(fs: &dyn FsOps, ino: Ino) -> Result<Reached, Failure> {
     let told = |what: &str, e: fs_core::FsError| Failure::new(format!("{what} of inode {ino}: {e}"));
     let attr = fs.getattr(ino).map_err(|e| told("getattr", e))?;
-    let mut node = Reached { attr, entries: BTreeMap::new(), parent: ino, target: Vec::new() };
+    let xattrs = read_xattrs(fs, ino).map_err(|e| told("extended attributes", e))?;
+    let mut node = Reached { attr, entries: BTreeMap::new(), parent: ino, target: Vec::new(), xattrs };
     match node.attr.kind {
         FileType::Directory => {
             let listed = list(fs, ino, 50)?;
@@ -118,6 +125,27 @@ fn read_node(fs: &dyn FsOps, ino: Ino) -> Result<Reached, Failure> {
         _ => {}
     }
     Ok(node)
+}
+
+/// All extended attributes with their values.
+pub fn read_xattrs(fs: &dyn FsOps, ino: Ino) -> fs_core::Result<BTreeMap<Vec<u8>, Arc<[u8]>>> {
+    let list = fs.listxattr(ino, true)?;
+    let names = list.split(|b| *b == 0).filter(|name| !name.is_empty());
+    names.map(|name| Ok((name.to_vec(), Arc::from(fs.getxattr(ino, name)?)))).collect()
+}
+
+/// Why extended attributes are not those that they should be.
+pub fn xattr_difference(
+    got: &BTreeMap<Vec<u8>, Arc<[u8]>>,
+    want: &BTreeMap<Vec<u8>, Arc<[u8]>>,
+) -> Option<String> {
+    let show = |all: &BTreeMap<Vec<u8>, Arc<[u8]>>| {
+        let one = |(name, value): (&Vec<u8>, &Arc<[u8]>)| {
+            format!("{} ({} bytes)", String::from_utf8_lossy(name), value.len())
+        };
+        format!("[{}]", all.iter().map(one).collect::<Vec<_>>().join(", "))
+    };
+    (got != want).then(|| format!("attributes are {}, should be {}", show(got), show(want)))
 }
 
 fn add_entry(node: &mut Reached, entry: DirEntry) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fs_core::api::{
-    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs,
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, XattrFlags,
 };
 use fs_core::env::Env;
 use fs_core::{Ino, Result};
@@ -315,6 +315,9 @@ impl FsOps for StandIn {
     fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
         self.done(self.model.create(parent, name, perm, owner))
     }
+    fn tmpfile(&self, parent: Ino, perm: u32, owner: Owner) -> Result<Attr> {
+        self.done(self.model.tmpfile(parent, perm, owner))
+    }
     fn close(&self, ino: Ino) {
         self.model.close(ino);
     }
@@ -330,6 +333,18 @@ impl FsOps for StandIn {
     }
     fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()> {
         self.done(self.model.fallocate(ino, mode, offset, len))
+    }
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        self.done(self.model.setxattr(ino, name, value, flags))
+    }
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.model.getxattr(ino, name)
+    }
+    fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
+        self.model.listxattr(ino, trusted)
+    }
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.done(self.model.removexattr(ino, name))
     }
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
         self.model.readdir(ino, cookie, emit)

@@ -2,9 +2,10 @@
 
 use super::full_check;
 use super::rig::{Rig, expect};
-use crate::api::FileType;
+use crate::api::{FileType, FsOps, XattrFlags};
 use crate::file::{ORPHAN_DELETE, ORPHAN_TRUNCATE};
 use crate::format::dirent::NameEntry;
+use crate::format::xattr::{encode_xattr, xattr_hash, xattr_key};
 use crate::format::{Change, ItemKind, Key, MappedRun};
 use crate::fsck::ProblemKind;
 use crate::types::{BlockNr, BlockRun, Ino, PageNr};
@@ -31,10 +32,9 @@ fn items_that_are_none_of_their_kind() {
     let rig = Rig::new();
     rig.put(Key::new(rig.link, ItemKind::Symlink, 0), b"a\0b".to_vec());
     rig.expect(ProblemKind::Item, "not a part of the target");
-    for kind in [ItemKind::Xattr, ItemKind::RefCount, ItemKind::Snapshot] {
+    for kind in [ItemKind::RefCount, ItemKind::Snapshot] {
         let rig = Rig::new();
-        let ino = if kind == ItemKind::Xattr { rig.file } else { Ino::SYSTEM };
-        rig.put(Key::new(ino, kind, 0), vec![1]);
+        rig.put(Key::new(Ino::SYSTEM, kind, 0), vec![1]);
         rig.expect(ProblemKind::Item, &format!("{kind:?} item"));
     }
     let rig = Rig::new();
@@ -52,6 +52,38 @@ fn items_that_are_none_of_their_kind() {
     let rig = Rig::new();
     rig.put(Key::new(Ino::SYSTEM, ItemKind::Bitmap, 0), vec![1]);
     expect(&rig.problems(), ProblemKind::Item, "only a checkpoint");
+}
+
+#[test]
+fn extended_attributes_that_are_not_whole() {
+    let name = b"user.long";
+    let with_attribute = || {
+        let rig = Rig::new();
+        rig.v.setxattr(rig.file, name, &[7; 10_000], XattrFlags::default()).unwrap();
+        assert_eq!(rig.problems(), []);
+        let hash = xattr_hash(&rig.v.superblock().hash_key, name);
+        (rig, hash)
+    };
+    let (rig, hash) = with_attribute();
+    rig.edit_inode(rig.file, |i| i.xattr_list += 1);
+    rig.expect(ProblemKind::Inode, "take 10 bytes, its inode says 11");
+    rig.put(xattr_key(rig.file, hash, 0), vec![1, 2, 3]);
+    expect(&rig.problems(), ProblemKind::Item, "with impossible values");
+    let (rig, hash) = with_attribute();
+    rig.apply(vec![Change::DelItem { key: xattr_key(rig.file, hash, 1) }]);
+    rig.expect(ProblemKind::Item, "without what comes before it");
+    let (rig, hash) = with_attribute();
+    rig.apply(vec![Change::DelItem { key: xattr_key(rig.file, hash, 2) }]);
+    rig.expect(ProblemKind::Inode, "ends too early");
+    let (rig, hash) = with_attribute();
+    rig.put(xattr_key(rig.file, hash, 2), vec![7; 12]);
+    rig.expect(ProblemKind::Item, "a wrong length");
+    let (rig, hash) = with_attribute();
+    rig.put(xattr_key(rig.file, hash - 1, 0), encode_xattr(b"user.other", b"x").remove(0));
+    expect(&rig.problems(), ProblemKind::Item, "under a wrong hash");
+    let (rig, _) = with_attribute();
+    rig.apply(vec![Change::DelItem { key: Key::new(rig.file, ItemKind::Inode, 0) }]);
+    expect(&rig.problems(), ProblemKind::NoInode, "no inode");
 }
 
 #[test]

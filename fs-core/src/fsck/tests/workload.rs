@@ -6,7 +6,7 @@ use crate::api::{Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAtt
 use crate::types::Ino;
 use crate::volume::Volume;
 
-pub(super) const OWNER: Owner = Owner { uid: 1, gid: 1 };
+pub(super) const OWNER: Owner = Owner::new(1, 1);
 
 /// A seeded random source.
 #[derive(Clone, Debug)]
@@ -142,6 +142,7 @@ impl Workload {
     fn rename(&mut self, v: &Volume) {
         let (from, name, to, new_name) = (self.dir(), self.name(), self.dir(), self.name());
         let exchange = self.rnd.below(4) == 0;
-        let _ = v.rename(from, &name, to, &new_name, RenameFlags { exchange, no_replace: false });
+        let _ =
+            v.rename(from, &name, to, &new_name, RenameFlags { exchange, no_replace: false, whiteout: None });
     }
 }

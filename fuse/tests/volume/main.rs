@@ -1,0 +1,8 @@
+//! A mount of the real file system, on a device in memory, as programs see it through the kernel.
+
+mod acl;
+mod fixture;
+mod handles;
+mod privileges;
+mod removed;
+mod xattrs;
