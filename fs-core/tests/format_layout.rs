@@ -11,7 +11,7 @@ use dbfs_fs_core::format::xattr::{
 };
 use dbfs_fs_core::format::{
     Change, Chunk, GroupRange, InodeItem, ItemKind, JournalPart, JournalPoint, Key, MappedRun, PageBlocks,
-    PageEntry, RootPtr, RootSlot, Superblock,
+    PageEntry, RootPtr, RootSlot, Superblock, Ticket,
 };
 use dbfs_fs_core::{BlockNr, BlockRun, Epoch, GroupNr, Ino, Lsn, PageNr, PageSize};
 use uuid::Uuid;
@@ -124,7 +124,12 @@ fn root_slot() {
         free_blocks: 19,
         total_blocks: 20,
         inodes: 21,
+        claim: 24,
         reserved: vec![GroupRange { first: GroupNr(22), count: 23 }],
+        unlocked: true,
+        ended: true,
+        draining: vec![GroupRange { first: GroupNr(25), count: 26 }],
+        draining_unlocked: vec![GroupRange { first: GroupNr(27), count: 28 }],
         journal: vec![old, own],
     };
     let b = slot.encode(&UUID, BlockNr(280)).unwrap();
@@ -143,13 +148,21 @@ fn root_slot() {
         (133, 8, 19),
         (141, 8, 20),
         (149, 8, 21),
+        (157, 8, 24),
         (221, 2, 1),
         (223, 4, 22),
         (227, 4, 23),
-        (231, 2, 2),
+        (231, 2, 1),
+        (233, 4, 25),
+        (237, 4, 26),
+        (165, 1, 3),
+        (241, 2, 1),
+        (243, 4, 27),
+        (247, 4, 28),
+        (251, 2, 2),
     ];
     expect(&b, &rest);
-    let part = &b[233..];
+    let part = &b[253..];
     let first =
         [(0, 8, 3), (8, 4, 1), (12, 4, 2), (16, 8, 33), (24, 4, 44), (28, 8, 55), (36, 4, 66), (40, 2, 2)];
     expect(part, &first);
@@ -157,6 +170,24 @@ fn root_slot() {
     expect_crc(&b, 12);
     // Row 4 of 8 rows begins at block 8 of the area; an odd root is in the second slot.
     assert_eq!(RootSlot::address(BlockNr(272), 8, Epoch(12), 3), BlockNr(272 + 9));
+}
+
+#[test]
+fn ticket() {
+    let ticket = Ticket { epoch: Epoch(12), claim: 3, node_id: 4, complete: true };
+    // One a row, behind the 16 root slots of 8 rows.
+    let own = Ticket::address(BlockNr(272), 8, Epoch(12));
+    assert_eq!(own, BlockNr(272 + 16 + 4));
+    let b = ticket.encode(&UUID, own);
+    assert_eq!((&b[..8], b.len(), &b[16..32]), (&b"dbfsCLAM"[..], 4096, &[7; 16][..]));
+    expect(&b, &[(8, 4, 1), (32, 8, own.0), (40, 8, 12), (48, 8, 3), (56, 4, 4), (60, 4, 2)]);
+    expect_crc(&b[..512], 12);
+    assert!(b[64..].iter().all(|b| *b == 0));
+    let begun = Ticket { complete: false, ..ticket }.encode(&UUID, own);
+    expect(&begun, &[(60, 4, 1)]);
+    assert_eq!(Ticket::decode(&b, &UUID, own).unwrap(), Some(ticket));
+    assert_eq!(Ticket::decode(&[0; 4096], &UUID, own).unwrap(), None);
+    assert!(Ticket::decode(&b, &UUID, BlockNr(1)).is_err());
 }
 
 #[test]

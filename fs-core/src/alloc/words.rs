@@ -14,26 +14,35 @@ pub(super) trait AtomicWord {
     fn fetch_and(&self, bits: u64) -> u64;
 }
 
-impl AtomicWord for AtomicU64 {
-    fn new(value: u64) -> Self {
-        AtomicU64::new(value)
-    }
-    fn load(&self) -> u64 {
-        self.load(Ordering::Acquire)
-    }
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Release);
-    }
-    fn exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
-        self.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire)
-    }
-    fn fetch_or(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, Ordering::AcqRel)
-    }
-    fn fetch_and(&self, bits: u64) -> u64 {
-        self.fetch_and(bits, Ordering::AcqRel)
-    }
+/// Implements [`AtomicWord`]: one text, so that a model checker tries the very orderings in use.
+macro_rules! atomic_word {
+    ($atomic:ty) => {
+        impl AtomicWord for $atomic {
+            fn new(value: u64) -> Self {
+                <$atomic>::new(value)
+            }
+            fn load(&self) -> u64 {
+                self.load(Ordering::Acquire)
+            }
+            fn store(&self, value: u64) {
+                self.store(value, Ordering::Release);
+            }
+            fn exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
+                self.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire)
+            }
+            fn fetch_or(&self, bits: u64) -> u64 {
+                self.fetch_or(bits, Ordering::AcqRel)
+            }
+            fn fetch_and(&self, bits: u64) -> u64 {
+                self.fetch_and(bits, Ordering::AcqRel)
+            }
+        }
+    };
 }
+#[cfg(test)]
+pub(super) use atomic_word;
+
+atomic_word!(AtomicU64);
 
 /// What became of an attempt to claim a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

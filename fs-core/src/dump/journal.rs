@@ -25,7 +25,7 @@ pub fn journal_json(device: &dyn BlockDevice) -> Result<Value> {
 
 fn journal_doc(device: &dyn BlockDevice) -> Result<Doc> {
     let (sb, _) = read_superblock(device)?;
-    let slot = best_slot(device, &sb)?;
+    let (slot, _) = best_slot(device, &sb)?;
     let parts = slot.journal.iter().map(|part| records(device, &sb, &slot, part));
     Ok(Doc::Fields(vec![
         ("checkpoint_lsn", slot.checkpoint_lsn.0.into()),

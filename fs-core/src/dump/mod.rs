@@ -19,7 +19,7 @@ pub use tree::tree;
 
 use crate::api::Timestamp;
 use crate::error::Result;
-use crate::format::{JournalPart, RootSlot, Superblock};
+use crate::format::{GroupRange, JournalPart, RootSlot, Superblock};
 use crate::fsck::{FoundSlot, for_each_slot, read_copy, text};
 use crate::types::{BLOCK_SIZE, BlockNr};
 use crate::volume::{Recovered, read_superblock, recover};
@@ -107,7 +107,9 @@ fn slots_doc(device: &dyn BlockDevice) -> Result<Doc> {
 }
 
 fn slot_fields(slot: &RootSlot) -> Vec<(&'static str, Doc)> {
-    let reserved = slot.reserved.iter().map(|r| format!("{} from {}", r.count, r.first).into());
+    let ranges = |list: &[GroupRange]| -> Doc {
+        list.iter().map(|r| format!("{} from {}", r.count, r.first).into()).collect::<Vec<Doc>>().into()
+    };
     vec![
         ("epoch", slot.epoch.0.into()),
         ("number", slot.seq.into()),
@@ -125,7 +127,11 @@ fn slot_fields(slot: &RootSlot) -> Vec<(&'static str, Doc)> {
         ("free_blocks", slot.free_blocks.into()),
         ("total_blocks", slot.total_blocks.into()),
         ("inodes", slot.inodes.into()),
-        ("reserved_groups", reserved.collect::<Vec<Doc>>().into()),
+        ("claim", format!("{:016x}", slot.claim).into()),
+        ("locked", (!slot.unlocked).into()),
+        ("reserved_groups", ranges(&slot.reserved)),
+        ("draining_groups", ranges(&slot.draining)),
+        ("draining_unlocked_groups", ranges(&slot.draining_unlocked)),
         ("journal", slot.journal.iter().map(part_doc).collect::<Vec<_>>().into()),
     ]
 }

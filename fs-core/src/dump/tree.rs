@@ -16,7 +16,7 @@ use crate::volume::{best_slot, read_superblock, tree_root};
 /// than memory. Damaged nodes are shown as such.
 pub fn tree(device: &Arc<dyn BlockDevice>, out: &mut dyn Write) -> Result<()> {
     let (sb, _) = read_superblock(device.as_ref())?;
-    let slot = best_slot(device.as_ref(), &sb)?;
+    let (slot, _) = best_slot(device.as_ref(), &sb)?;
     let root = tree_root(&slot);
     let reader = TreeReader::new(Arc::new(NodeCache::new(device.clone(), sb.uuid, 1 << 20)));
     let mut lines = Lines { out, height: root.height, failed: None };

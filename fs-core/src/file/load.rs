@@ -60,9 +60,7 @@ impl Volume {
         let Some(list) = patches.get(inode.ino, page) else {
             return self.cache.insert(inode.ino, page, Frame::new(buf));
         };
-        for (at, bytes) in list {
-            buf[*at..*at + bytes.len()].copy_from_slice(bytes);
-        }
+        list.iter().for_each(|patch| patch.apply(&mut buf));
         let frame = self.cache.insert(inode.ino, page, Frame::new(buf));
         self.note_patched(&mut frame.data.write());
         inode.unhomed.lock().insert(page, frame.clone());

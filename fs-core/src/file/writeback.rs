@@ -247,7 +247,12 @@ impl Volume {
     /// the journal behind. The caller holds `homing` exclusively: no new ones appear.
     pub(crate) fn home_inline(&self) -> Result<()> {
         let patched: Vec<(Ino, PageNr)> = self.patches.lock().iter().collect();
-        for (ino, page) in patched {
+        // A journal can patch more pages than fit into memory: so many at a time.
+        let at_once = (self.options.cache_bytes / 4 / self.page_bytes()).max(1);
+        for (i, (ino, page)) in patched.into_iter().enumerate() {
+            if i > 0 && i.is_multiple_of(at_once) {
+                self.write_inline()?;
+            }
             let inode = match self.inodes.get(&self.meta, ino) {
                 Err(FsError::Posix(libc::ESTALE)) => continue, // deleted meanwhile
                 inode => inode?,
@@ -263,6 +268,11 @@ impl Volume {
                 frame => drop(frame?),
             }
         }
+        self.write_inline()
+    }
+
+    /// Writes home the pages in memory whose bytes are in the journal only.
+    fn write_inline(&self) -> Result<()> {
         if mutants::active(Mutant::SkipHoming) {
             return Ok(());
         }

@@ -114,6 +114,9 @@ const EPOCH_START: u8 = 9;
 /// Flag of a change that readers who do not know its tag may skip.
 const MAY_IGNORE: u8 = 1;
 
+/// Bytes of the smallest change that is kept, header included (a free or a reservation).
+const SMALLEST: usize = CHANGE_HEADER + 12;
+
 /// Bytes before a change's body: tag, flags, length.
 pub const CHANGE_HEADER: usize = 6;
 
@@ -207,7 +210,7 @@ impl Change {
     /// and may not be ignored.
     pub fn decode_all(payload: &[u8], count: u32) -> Option<Vec<Change>> {
         let mut r = Reader::new(payload);
-        let mut changes = Vec::with_capacity((count as usize).min(payload.len() / CHANGE_HEADER));
+        let mut changes = Vec::with_capacity((count as usize).min(payload.len() / SMALLEST));
         for _ in 0..count {
             let (tag, flags, len) = (r.u8()?, r.u8()?, r.u32()?);
             let body = Reader::new(r.bytes(len as usize)?);

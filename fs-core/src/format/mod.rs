@@ -14,6 +14,7 @@ pub mod pending;
 pub mod record;
 pub mod slot;
 pub mod superblock;
+pub mod ticket;
 pub mod xattr;
 
 pub use change::{Change, MappedRun};
@@ -22,3 +23,4 @@ pub use key::{ItemKind, Key};
 pub use map::{Chunk, PageBlocks, PageEntry};
 pub use slot::{GroupRange, JournalPart, JournalPoint, RootPtr, RootSlot};
 pub use superblock::Superblock;
+pub use ticket::Ticket;

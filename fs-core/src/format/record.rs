@@ -115,37 +115,46 @@ pub fn encode_record(uuid: &Uuid, place: &RecordPlace, payload: &[u8], changes: 
     (buf, crc)
 }
 
-/// Decodes and verifies the record that starts at `addr`. `bytes` runs to the end of what may
-/// belong to it (the rest of the segment). `None`: not a whole valid record of this volume.
-pub fn decode_record<'a>(uuid: &Uuid, addr: BlockNr, bytes: &'a [u8]) -> Option<(RecordHeader, &'a [u8])> {
-    let (raw, rest) = Raw::read_from_prefix(bytes).ok()?;
+/// What the record that starts at `addr` says of itself; no checksum is verified. `bytes` runs to the
+/// end of what may belong to it (the rest of the segment). `None`: there is no record of this volume,
+/// or it would be longer than `bytes`.
+pub fn peek_record(uuid: &Uuid, addr: BlockNr, bytes: &[u8]) -> Option<RecordHeader> {
+    let (raw, rest) = Raw::ref_from_prefix(bytes).ok()?;
     if raw.magic != MAGIC
         || raw.version.get() != VERSION
         || raw.uuid != *uuid.as_bytes()
         || raw.own_addr.get() != addr.0
+        || raw.payload_len.get() as usize > rest.len()
     {
         return None;
     }
-    let payload = rest.get(..raw.payload_len.get() as usize)?;
-    let crc = raw.crc.get();
-    let mut zeroed = raw.clone();
-    zeroed.crc = 0.into();
-    if crc32c::crc32c_append(crc32c::crc32c(zeroed.as_bytes()), payload) != crc
-        && !mutants::active(Mutant::SkipRecordChecksum)
-    {
-        return None;
-    }
-    let header = RecordHeader {
+    Some(RecordHeader {
         epoch: Epoch(raw.epoch.get()),
         lsn: Lsn(raw.lsn.get()),
         durable_lsn: Lsn(raw.durable_lsn.get()),
         prev_crc: raw.prev_crc.get(),
-        crc,
+        crc: raw.crc.get(),
         changes: raw.changes.get(),
         inodes: raw.inodes.get(),
         payload_len: raw.payload_len.get(),
-    };
-    Some((header, payload))
+    })
+}
+
+/// Checksum of the header at the start of `bytes`, its own field taken as zero. That of the record is
+/// this continued over the payload.
+pub fn header_checksum(bytes: &[u8]) -> u32 {
+    let Ok((raw, _)) = Raw::read_from_prefix(bytes) else { return 0 };
+    crc32c::crc32c(Raw { crc: 0.into(), ..raw }.as_bytes())
+}
+
+/// Decodes and verifies the record that starts at `addr`. `bytes` runs to the end of what may
+/// belong to it (the rest of the segment). `None`: not a whole valid record of this volume.
+pub fn decode_record<'a>(uuid: &Uuid, addr: BlockNr, bytes: &'a [u8]) -> Option<(RecordHeader, &'a [u8])> {
+    let header = peek_record(uuid, addr, bytes)?;
+    let payload = bytes.get(RECORD_HEADER..)?.get(..header.payload_len as usize)?;
+    let crc = crc32c::crc32c_append(header_checksum(bytes), payload);
+    let good = crc == header.crc || mutants::active(Mutant::SkipRecordChecksum);
+    good.then_some((header, payload))
 }
 
 /// Decodes the changes of a record's payload; `None` if malformed.

@@ -23,6 +23,9 @@ pub const MAX_PARTS: usize = 8;
 /// Most ranges of reserved groups in a slot.
 pub const MAX_RESERVED: usize = 64;
 
+/// Most ranges of draining groups in a slot, of either kind.
+pub const MAX_DRAINING: usize = 32;
+
 /// Pointer to a tree node as stored in a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RootPtr {
@@ -103,8 +106,19 @@ pub struct RootSlot {
     pub total_blocks: u64,
     /// Number of inodes.
     pub inodes: u64,
+    /// Number of the claim that made the epoch, as in its [`Ticket`](super::Ticket); 0: mkfs.
+    pub claim: u64,
     /// Group ranges this epoch may write to (rule R2).
     pub reserved: Vec<GroupRange>,
+    /// This epoch runs without the lock on the device.
+    pub unlocked: bool,
+    /// The epoch has ended well: nothing that it has written is still under way.
+    pub ended: bool,
+    /// Group ranges that earlier epochs, which held the lock, may still be writing to: no later one has
+    /// proved with the lock that their I/O has drained (rule R2).
+    pub draining: Vec<GroupRange>,
+    /// Group ranges that earlier epochs without the lock may still be writing to.
+    pub draining_unlocked: Vec<GroupRange>,
     /// Journals to replay, oldest first; the last one is this epoch's own.
     pub journal: Vec<JournalPart>,
 }
@@ -141,17 +155,22 @@ impl RootSlot {
         for v in [self.next_ino.0, self.free_blocks, self.total_blocks, self.inodes] {
             b.put_u64(v);
         }
-        b.extend_from_slice(&[0; 64]); // snapshot roots, reserved
-        b.put_u16(self.reserved.len() as u16);
-        for r in &self.reserved {
-            b.put_u32(r.first.0 as u32);
-            b.put_u32(r.count);
-        }
+        b.put_u64(self.claim);
+        b.put_u8(u8::from(self.unlocked) | u8::from(self.ended) << 1);
+        b.extend_from_slice(&[0; 55]); // snapshot roots, reserved
+        encode_ranges(&mut b, &self.reserved);
+        encode_ranges(&mut b, &self.draining);
+        encode_ranges(&mut b, &self.draining_unlocked);
         b.put_u16(self.journal.len() as u16);
         for part in &self.journal {
             encode_part(&mut b, part);
         }
-        if self.journal.len() > MAX_PARTS || self.reserved.len() > MAX_RESERVED || b.len() > BLOCK_SIZE {
+        let draining = self.draining.len().max(self.draining_unlocked.len());
+        if self.journal.len() > MAX_PARTS
+            || self.reserved.len() > MAX_RESERVED
+            || draining > MAX_DRAINING
+            || b.len() > BLOCK_SIZE
+        {
             return Err(FsError::Volume("the root slot is full: too many unfinished epochs".into()));
         }
         b.resize(BLOCK_SIZE, 0);
@@ -190,6 +209,22 @@ impl RootSlot {
     }
 }
 
+fn encode_ranges(b: &mut Vec<u8>, ranges: &[GroupRange]) {
+    b.put_u16(ranges.len() as u16);
+    for r in ranges {
+        b.put_u32(r.first.0 as u32);
+        b.put_u32(r.count);
+    }
+}
+
+fn decode_ranges(r: &mut Reader<'_>, most: usize) -> Option<Vec<GroupRange>> {
+    let n = usize::from(r.u16()?);
+    if n > most {
+        return None;
+    }
+    (0..n).map(|_| Some(GroupRange { first: GroupNr(r.u32()?.into()), count: r.u32()? })).collect()
+}
+
 fn encode_part(b: &mut Vec<u8>, part: &JournalPart) {
     b.put_u64(part.epoch.0);
     b.put_u32(part.start.segment);
@@ -224,14 +259,13 @@ fn decode_body(r: &mut Reader<'_>) -> Option<RootSlot> {
     slot.free_blocks = r.u64()?;
     slot.total_blocks = r.u64()?;
     slot.inodes = r.u64()?;
-    r.bytes(64)?;
-    let reserved = r.u16()?;
-    if usize::from(reserved) > MAX_RESERVED {
-        return None;
-    }
-    for _ in 0..reserved {
-        slot.reserved.push(GroupRange { first: GroupNr(r.u32()?.into()), count: r.u32()? });
-    }
+    slot.claim = r.u64()?;
+    let flags = r.u8()?;
+    (slot.unlocked, slot.ended) = (flags & 1 != 0, flags & 2 != 0);
+    r.bytes(55)?;
+    slot.reserved = decode_ranges(r, MAX_RESERVED)?;
+    slot.draining = decode_ranges(r, MAX_DRAINING)?;
+    slot.draining_unlocked = decode_ranges(r, MAX_DRAINING)?;
     let parts = r.u16()?;
     if parts == 0 || usize::from(parts) > MAX_PARTS {
         return None;

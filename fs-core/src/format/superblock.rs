@@ -89,7 +89,7 @@ pub struct Superblock {
     pub membership_blocks: u32,
     /// First block of the root slots.
     pub slots_start: BlockNr,
-    /// Rows of two root slots; epoch e uses row e mod this.
+    /// Rows of two root slots and a ticket; epoch e uses row e mod this.
     pub slot_rows: u32,
     /// First block that can be allocated.
     pub first_data_block: BlockNr,
@@ -237,12 +237,12 @@ impl Superblock {
         if self.total_blocks < MIN_BLOCKS || self.total_blocks >= 1 << 44 {
             return Err("impossible volume size");
         }
-        if self.slot_rows == 0 || self.slot_rows > 65536 {
+        if self.slot_rows < 4 || self.slot_rows > 65536 {
             return Err("impossible number of root slots");
         }
         if !ordered(self.membership_start.0, self.membership_blocks.into(), self.slots_start.0)
-            || !ordered(self.slots_start.0, u64::from(self.slot_rows) * 2, self.first_data_block.0)
-            || self.first_data_block.0 >= self.total_blocks / 2
+            || !ordered(self.slots_start.0, u64::from(self.slot_rows) * 3, self.first_data_block.0)
+            || self.first_data_block.0 >= (self.total_blocks / 2).min(u32::MAX.into())
             || self.membership_start.0 <= SECOND_COPY.0
         {
             return Err("areas overlap");
@@ -250,6 +250,7 @@ impl Superblock {
         if !(8..=8192).contains(&self.segment_blocks)
             || self.segment_blocks > self.group_blocks
             || !(4..=MAX_SEGMENTS).contains(&self.segments)
+            || self.segment_blocks * self.segments > MAX_JOURNAL_BLOCKS
         {
             return Err("impossible journal size");
         }
@@ -266,6 +267,9 @@ impl Superblock {
         Ok(())
     }
 }
+
+/// Most blocks of an epoch's journal (64 MiB): recovery holds one in memory, and its changes.
+pub const MAX_JOURNAL_BLOCKS: u32 = (64 << 20) / BLOCK_SIZE as u32;
 
 /// Most segments an epoch can take, so that a root slot can list them.
 pub const MAX_SEGMENTS: u32 = 32;

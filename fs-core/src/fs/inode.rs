@@ -73,6 +73,11 @@ pub(crate) struct Inode {
     pub(crate) unhomed: Mutex<BTreeMap<PageNr, Arc<Frame>>>,
 }
 
+/// No arithmetic overflows on what the device says about an inode.
+fn in_range(item: &InodeItem) -> bool {
+    item.size <= i64::MAX as u64 && item.blocks < i64::MAX as u64 / BLOCK_SIZE as u64
+}
+
 impl Inode {
     /// Attributes.
     pub(crate) fn attr(&self) -> Attr {
@@ -158,7 +163,7 @@ impl InodeTable {
                 shard.removals
             };
             let value = meta.item(&Key::new(ino, ItemKind::Inode, 0))?.ok_or(FsError::STALE)?;
-            let item = InodeItem::decode(&value).ok_or_else(|| {
+            let item = InodeItem::decode(&value).filter(in_range).ok_or_else(|| {
                 FsError::corrupt("inode item", BlockNr(0), format!("inode {ino}: impossible values"))
             })?;
             // If the inode came and went meanwhile, it may have changed or been deleted.

@@ -92,7 +92,6 @@ fn check_recovered(
     let tree = tree_state(&mut recovered);
     let sb = recovered.superblock.clone();
     let mut notes = fixed::check_slots(device.as_ref(), &sb, &recovered.slot, &mut findings);
-    check_size(device.as_ref(), &recovered, &mut findings);
     let kept = kept_runs(&recovered);
     let mut space = Space::new(&sb, &recovered.slot);
     for run in &kept {
@@ -120,16 +119,6 @@ fn kept_runs(recovered: &Recovered) -> Vec<BlockRun> {
     let len = recovered.superblock.segment_blocks;
     let segments = recovered.slot.journal.iter().flat_map(|p| &p.segments);
     segments.map(|s| BlockRun::new(*s, len)).chain(recovered.slot.pending).collect()
-}
-
-fn check_size(device: &dyn BlockDevice, recovered: &Recovered, findings: &mut Findings) {
-    let blocks = device.capabilities().size_bytes / BLOCK_SIZE as u64;
-    let slot = &recovered.slot;
-    if slot.total_blocks > blocks {
-        findings.volume(ProblemKind::RootSlot, || {
-            format!("the root says {} blocks, the device has {blocks}", slot.total_blocks)
-        });
-    }
 }
 
 /// Reads the tree and sees all items, those of the journal merged in.

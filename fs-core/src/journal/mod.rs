@@ -5,6 +5,7 @@
 //! for new ones.
 
 mod scan;
+mod sums;
 mod writer;
 
 pub(crate) use scan::{ScanEnd, scan_part};

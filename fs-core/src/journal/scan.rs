@@ -7,15 +7,17 @@
 //! their checksums say.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use blockdev::{AlignedBuf, BlockDevice, IoClass};
 use uuid::Uuid;
 
+use super::sums::BlockSums;
 use crate::error::{FsError, Result};
-use crate::format::record::{RecordHeader, decode_changes, decode_record};
+use crate::format::record::{RECORD_HEADER, RecordHeader, decode_changes, decode_record, peek_record};
 use crate::format::{Change, JournalPart, JournalPoint};
 use crate::mutants::{self, Mutant};
-use crate::types::{BLOCK_SIZE, BlockNr, Epoch, Lsn};
+use crate::types::{BLOCK_SIZE, BlockNr, Lsn};
 
 /// Where the records that count end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) struct ScanEnd {
     pub(crate) inodes: Option<u64>,
     /// Records that count.
     pub(crate) records: u64,
+    /// Bytes that were checksummed on the way: a few times the ring at most, whatever it holds.
+    pub(crate) summed: u64,
 }
 
 struct Scanner<'a> {
@@ -35,7 +39,9 @@ struct Scanner<'a> {
     uuid: &'a Uuid,
     part: &'a JournalPart,
     segment_blocks: u32,
-    cache: HashMap<u32, AlignedBuf>,
+    cache: HashMap<u32, Rc<AlignedBuf>>,
+    /// Bytes checksummed so far.
+    summed: u64,
 }
 
 /// A place in the ring: segments counted from the part's first, and a block within.
@@ -59,7 +65,7 @@ pub(crate) fn scan_part(
     data_ok: &mut dyn FnMut(&[Change]) -> Result<bool>,
     replay: &mut dyn FnMut(&RecordHeader, &[Change]) -> Result<()>,
 ) -> Result<ScanEnd> {
-    let mut scanner = Scanner { device, uuid, part, segment_blocks, cache: HashMap::new() };
+    let mut scanner = Scanner { device, uuid, part, segment_blocks, cache: HashMap::new(), summed: 0 };
     let (chain, end) = scanner.walk_chain()?;
     let mut durable = slot_durable;
     for (_, header) in &chain {
@@ -82,7 +88,7 @@ pub(crate) fn scan_part(
             }
         }
     }
-    let mut out = ScanEnd { lsn: part.start.lsn, crc: part.start.crc, inodes: None, records: 0 };
+    let mut out = ScanEnd { lsn: part.start.lsn, crc: part.start.crc, inodes: None, records: 0, summed: 0 };
     for (at, header) in chain {
         let changes = scanner.changes(at, &header)?;
         if part.end.is_none() && header.lsn > durable && !data_ok(&changes)? {
@@ -94,9 +100,10 @@ pub(crate) fn scan_part(
             crc: header.crc,
             inodes: Some(header.inodes),
             records: out.records + 1,
+            summed: 0,
         };
     }
-    Ok(out)
+    Ok(ScanEnd { summed: scanner.summed, ..out })
 }
 
 impl Scanner<'_> {
@@ -138,27 +145,31 @@ impl Scanner<'_> {
     }
 
     fn header_at(&mut self, at: At, lsn: Lsn, prev_crc: u32) -> Result<Option<RecordHeader>> {
-        let epoch = self.part.epoch;
-        let header = self.record_at(at)?.map(|(h, _)| h);
-        Ok(header.filter(|h| {
+        let Some((addr, segment)) = self.block(at)? else { return Ok(None) };
+        let bytes = &segment[at.block as usize * BLOCK_SIZE..];
+        let next = peek_record(self.uuid, addr, bytes).filter(|h| {
             let follows = h.prev_crc == prev_crc || mutants::active(Mutant::SkipPreviousChecksum);
-            h.epoch == epoch && h.lsn == lsn && follows
-        }))
+            h.epoch == self.part.epoch && h.lsn == lsn && follows
+        });
+        let Some(next) = next else { return Ok(None) };
+        self.summed += u64::from(next.payload_len);
+        Ok(decode_record(self.uuid, addr, bytes).map(|(h, _)| h))
     }
 
-    fn record_at(&mut self, at: At) -> Result<Option<(RecordHeader, &[u8])>> {
-        let (uuid, segment_blocks) = (self.uuid, self.segment_blocks);
-        if at.block >= segment_blocks {
+    /// The address of a block of the ring, and the segment that it is in.
+    fn block(&mut self, at: At) -> Result<Option<(BlockNr, Rc<AlignedBuf>)>> {
+        if at.block >= self.segment_blocks {
             return Ok(None);
         }
-        let Some((addr, bytes)) = self.segment(at.step)? else { return Ok(None) };
-        let rest = &bytes[at.block as usize * BLOCK_SIZE..];
-        Ok(decode_record(uuid, addr.plus(at.block.into()), rest))
+        Ok(self.segment(at.step)?.map(|(addr, segment)| (addr.plus(at.block.into()), segment)))
     }
 
+    /// The changes of a record that was found good.
     fn changes(&mut self, at: At, header: &RecordHeader) -> Result<Vec<Change>> {
-        let record = self.record_at(at)?;
-        let changes = record.and_then(|(h, payload)| decode_changes(&h, payload));
+        let start = at.block as usize * BLOCK_SIZE + RECORD_HEADER;
+        let segment = self.segment(at.step)?.map(|(_, segment)| segment);
+        let payload = segment.as_deref().and_then(|s| s.get(start..start + header.payload_len as usize));
+        let changes = payload.and_then(|payload| decode_changes(header, payload));
         changes.ok_or_else(|| {
             FsError::corrupt(
                 "journal record",
@@ -169,7 +180,7 @@ impl Scanner<'_> {
     }
 
     /// The segment `step` places behind the part's first; `None` once around the ring.
-    fn segment(&mut self, step: u32) -> Result<Option<(BlockNr, &AlignedBuf)>> {
+    fn segment(&mut self, step: u32) -> Result<Option<(BlockNr, Rc<AlignedBuf>)>> {
         let n = self.part.segments.len() as u32;
         if step >= n {
             return Ok(None);
@@ -182,28 +193,105 @@ impl Scanner<'_> {
             if read.is_err() && mutants::active(Mutant::ReadErrorIsTornTail) {
                 return Ok(None);
             }
-            self.cache.insert(index, read?);
+            self.cache.insert(index, Rc::new(read?));
         }
-        Ok(self.cache.get(&index).map(|b| (addr, b)))
+        Ok(self.cache.get(&index).map(|b| (addr, b.clone())))
     }
 
     /// Highest durable LSN in any valid record of this epoch behind the chain's end.
+    ///
+    /// Every block may look like the start of a record that fills its segment. So only records that
+    /// would change the answer are verified, from sums that are made once for each block.
     fn durable_beyond(&mut self, end: At, last: Lsn) -> Result<Lsn> {
         let mut durable = Lsn(0);
-        let epoch: Epoch = self.part.epoch;
+        let (uuid, epoch, segment_blocks) = (self.uuid, self.part.epoch, self.segment_blocks);
         for step in end.step..=self.part.segments.len() as u32 {
             let first = if step == end.step { end.block } else { 0 };
-            for block in first..self.segment_blocks {
-                if let Some((h, _)) = self.record_at(At { step, block })?
-                    && h.epoch == epoch
-                    && h.lsn > last
-                {
-                    let proven =
-                        if mutants::active(Mutant::LaterRecordIsProof) { h.lsn } else { h.durable_lsn };
-                    durable = durable.max(proven);
+            let mut sums = BlockSums::default();
+            let Some((addr, bytes)) = self.segment(step)? else { break };
+            for block in first..segment_blocks {
+                let at = block as usize * BLOCK_SIZE;
+                let Some(h) = peek_record(uuid, addr.plus(block.into()), &bytes[at..]) else { continue };
+                let proven = match mutants::active(Mutant::LaterRecordIsProof) {
+                    true => h.lsn,
+                    false => h.durable_lsn,
+                };
+                if h.epoch == epoch && h.lsn > last && proven > durable && sums.verify(&bytes, at, &h) {
+                    durable = proven;
                 }
             }
+            self.summed += sums.summed();
         }
         Ok(durable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockdev::RamDevice;
+
+    use super::*;
+    use crate::format::record::{RecordPlace, encode_record};
+    use crate::types::Epoch;
+
+    const SEGMENT: u32 = 256;
+    const SEGMENTS: u64 = 8;
+    const RING: u64 = SEGMENTS * SEGMENT as u64 * BLOCK_SIZE as u64;
+
+    fn place(addr: u64, lsn: u64, durable: u64) -> RecordPlace {
+        RecordPlace {
+            addr: BlockNr(addr),
+            epoch: Epoch(3),
+            lsn: Lsn(lsn),
+            durable_lsn: Lsn(durable),
+            prev_crc: 0,
+            inodes: 1,
+            node_id: 0,
+        }
+    }
+
+    fn scan(device: &RamDevice, uuid: &Uuid) -> Result<ScanEnd> {
+        let part = JournalPart {
+            epoch: Epoch(3),
+            segments: (0..SEGMENTS).map(|i| BlockNr(16 + i * u64::from(SEGMENT))).collect(),
+            ..JournalPart::default()
+        };
+        scan_part(device, uuid, &part, SEGMENT, Lsn(0), &mut |_| Ok(true), &mut |_, _| Ok(()))
+    }
+
+    /// A ring in which every block begins a record that runs to the end of its segment, each with a
+    /// higher durable LSN than the one before: the largest sum of lengths that a ring can claim.
+    fn hostile_ring(uuid: &Uuid) -> RamDevice {
+        let device = RamDevice::new(RING + (1 << 20), 4096);
+        for i in 1..SEGMENTS * u64::from(SEGMENT) {
+            let addr = 16 + i;
+            let (mut record, _) = encode_record(uuid, &place(addr, 1000 + i, i), &[0; 4000], 0);
+            let rest = u64::from(SEGMENT) - i % u64::from(SEGMENT);
+            let len = (rest * BLOCK_SIZE as u64) as u32 - RECORD_HEADER as u32;
+            record[12..16].copy_from_slice(&len.to_le_bytes());
+            record[8] ^= 1;
+            device.write_at(addr * BLOCK_SIZE as u64, record, false, IoClass::Log).unwrap();
+        }
+        device
+    }
+
+    #[test]
+    fn the_work_for_a_hostile_ring_is_bounded() {
+        let uuid = Uuid::from_bytes([5; 16]);
+        let end = scan(&hostile_ring(&uuid), &uuid).unwrap();
+        assert_eq!((end.lsn, end.records), (Lsn(0), 0));
+        assert!(end.summed > RING / 2, "{} bytes were checksummed: nothing was looked at", end.summed);
+        assert!(end.summed <= 4 * RING, "{} bytes were checksummed for a ring of {RING}", end.summed);
+    }
+
+    #[test]
+    fn a_good_record_in_a_hostile_ring_counts() {
+        let uuid = Uuid::from_bytes([5; 16]);
+        let device = hostile_ring(&uuid);
+        let addr = 16 + 5 * u64::from(SEGMENT) + 77;
+        let (record, _) = encode_record(&uuid, &place(addr, 99_999, 88_888), &[6; 300_000], 0);
+        device.write_at(addr * BLOCK_SIZE as u64, record, false, IoClass::Log).unwrap();
+        let error = scan(&device, &uuid).unwrap_err().to_string();
+        assert!(error.contains("up to record 88888"), "{error}");
     }
 }

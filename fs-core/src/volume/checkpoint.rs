@@ -94,6 +94,7 @@ impl Volume {
     }
 
     fn checkpoint_locked(&self, state: &mut Checkpointer) -> Result<()> {
+        self.check_not_superseded()?;
         let point = match state.frozen {
             Some(point) => point,
             None => {
@@ -229,7 +230,12 @@ impl Volume {
             free_blocks: state.slot.free_blocks.saturating_add_signed(-(frozen.used_blocks + nodes)),
             total_blocks: state.slot.total_blocks,
             inodes: point.inodes,
-            reserved: compact(self.space.reserved.lock().clone()),
+            claim: state.slot.claim,
+            unlocked: state.slot.unlocked,
+            ended: false,
+            reserved: compact(self.space.reserved.lock().clone(), MAX_RESERVED),
+            draining: state.slot.draining.clone(),
+            draining_unlocked: state.slot.draining_unlocked.clone(),
             journal: vec![part],
         })
     }
@@ -494,10 +500,11 @@ fn update_bitmap<'a>(frozen: &'a Delta, pending: &'a [PendingEntry], key: Key) -
     }))
 }
 
-/// Joins the nearest ranges until the list fits a root slot: the result covers the input.
-fn compact(mut ranges: Vec<GroupRange>) -> Vec<GroupRange> {
+/// Joins the nearest ranges until there are at most `most`, for a root slot: the result covers the
+/// input.
+pub(super) fn compact(mut ranges: Vec<GroupRange>, most: usize) -> Vec<GroupRange> {
     let gap = |r: &[GroupRange], i: usize| r[i + 1].first.0 - (r[i].first.0 + u64::from(r[i].count));
-    while ranges.len() > MAX_RESERVED {
+    while ranges.len() > most {
         let Some(i) = (0..ranges.len() - 1).min_by_key(|i| gap(&ranges, *i)) else { break };
         let next = ranges.remove(i + 1);
         ranges[i].count = (next.first.0 + u64::from(next.count) - ranges[i].first.0) as u32;

@@ -86,7 +86,7 @@ fn plan(bytes: u64, options: &FormatOptions, env: &dyn Env) -> Result<Superblock
         membership_blocks: MEMBERSHIP_BLOCKS,
         slots_start,
         slot_rows,
-        first_data_block: slots_start.plus(u64::from(slot_rows) * 2),
+        first_data_block: slots_start.plus(u64::from(slot_rows) * 3),
         segment_blocks,
         segments: SEGMENTS,
         // Half of it is for metadata; the other half must do for the largest atomic write.

@@ -56,21 +56,24 @@ impl JournalAreas {
         self.groups(area).into_iter().flat_map(in_group).take(self.segments as usize).collect()
     }
 
-    /// An area for a new journal: none that holds one of the `needed` segments, and rather none that the
-    /// epoch before may still write to. If it is one of those, that epoch has ended before it was served,
-    /// with a few records at the start of the ring: the new ring starts half way round. Returns the
-    /// segments in the order of the ring, and the area's groups.
+    /// An area for a new journal: none that holds one of the `needed` segments, and rather none of the
+    /// `excluded` groups, that an earlier epoch may still write to. If there is no other, one of the epoch
+    /// before: it has ended before it was served, with a few records at the start of the ring: the new
+    /// ring starts half way round. Never one that is `inherited`, excluded for an epoch before that.
+    /// Returns the segments in the order of the ring, and the area's groups.
     pub(super) fn choose(
         &self,
         needed: impl Iterator<Item = BlockNr> + Clone,
         excluded: &[GroupNr],
+        inherited: &[GroupNr],
     ) -> Option<(Vec<BlockNr>, Vec<GroupNr>)> {
         let holds_needed =
             |area| self.groups(area).iter().any(|g| needed.clone().any(|s| s.0 / self.group_blocks == g.0));
         let is_excluded = |area: &usize| self.groups(*area).iter().any(|g| excluded.contains(g));
         let free: Vec<usize> = (0..AREAS).filter(|area| !holds_needed(*area)).collect();
         let area = free.iter().copied().find(|area| !is_excluded(area));
-        let area = area.or(free.first().copied())?;
+        let is_inherited = |area: &usize| self.groups(*area).iter().any(|g| inherited.contains(g));
+        let area = area.or(free.iter().copied().find(|area| !is_inherited(area)))?;
         let mut segments = self.segments(area);
         if is_excluded(&area) {
             let half = segments.len() / 2;
@@ -99,16 +102,24 @@ mod tests {
     #[test]
     fn what_is_needed_is_never_taken() {
         let a = areas();
-        let choose = |needed: &[u64], excluded: &[u64]| {
+        let choose_from = |needed: &[u64], excluded: &[u64], inherited: &[GroupNr]| {
             let needed: Vec<BlockNr> = needed.iter().map(|b| BlockNr(*b)).collect();
             let excluded: Vec<GroupNr> = excluded.iter().map(|g| GroupNr(*g)).collect();
-            a.choose(needed.into_iter(), &excluded).map(|(segments, groups)| (segments[0].0, groups[0].0))
+            a.choose(needed.into_iter(), &excluded, inherited)
+                .map(|(segments, groups)| (segments[0].0, groups[0].0))
         };
+        let choose = |needed: &[u64], excluded: &[u64]| choose_from(needed, excluded, &[]);
         assert_eq!(choose(&[], &[]), Some((1024, 2)));
         assert_eq!(choose(&[1024, 1124], &[]), Some((2048, 4)));
         assert_eq!(choose(&[1024], &[5]), Some((3072, 6)));
         assert_eq!(choose(&[1024, 2760], &[4]), Some((3072, 6)));
         assert_eq!(choose(&[1024, 2760], &[6]), Some((3472, 6)), "half way round");
+        let inherited = [GroupNr(7)];
+        assert_eq!(
+            choose_from(&[1024, 2760], &[6, 7], &inherited),
+            None,
+            "an epoch before the last one may write there"
+        );
         assert_eq!(choose(&[1024, 2048, 3072], &[]), None);
     }
 }

@@ -15,13 +15,17 @@
 mod admit;
 mod background;
 mod checkpoint;
+mod claim;
 mod commit;
 mod counters;
+mod draining;
 mod format;
 mod journal_area;
 pub(crate) mod meta;
 mod mount;
+mod patches;
 mod recover;
+mod slots;
 mod space;
 
 use std::fmt;
@@ -37,7 +41,9 @@ pub(crate) use commit::wait_all;
 pub use counters::CounterValues;
 pub use format::FormatOptions;
 pub(crate) use mount::{tree_root, tree_state};
-pub(crate) use recover::{Patches, Recovered, best_slot, read_superblock, recover};
+pub(crate) use patches::Patches;
+pub(crate) use recover::{Recovered, read_superblock, recover};
+pub(crate) use slots::best_slot;
 
 use crate::cache::PageCache;
 use crate::env::Env;
@@ -67,6 +73,9 @@ pub struct MountOptions {
     pub delta_bytes: usize,
     /// Identity of this node in the journal.
     pub node_id: u32,
+    /// Somebody has made sure that no earlier owner of the volume can write any more (it is fenced, or
+    /// its machine is off): use again what they may have written to.
+    pub assume_drained: bool,
 }
 
 impl Default for MountOptions {
@@ -81,6 +90,7 @@ impl Default for MountOptions {
             inline_max: 64 << 10,
             delta_bytes: 64 << 20,
             node_id: 0,
+            assume_drained: false,
         }
     }
 }
@@ -93,6 +103,8 @@ pub struct Volume {
     pub(crate) options: MountOptions,
     pub(crate) env: Arc<dyn Env>,
     pub(crate) epoch: Epoch,
+    /// Number of this mount's claim, random.
+    claim_id: u64,
     read_only: bool,
     closed: AtomicBool,
     checkpointer: Mutex<checkpoint::Checkpointer>,

@@ -10,6 +10,7 @@ use super::admit::Admissions;
 use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::counters::Counters;
+use super::draining::Draining;
 use super::journal_area::{AREAS, JournalAreas};
 use super::meta::{MetaStart, MetaStore, TreeState};
 use super::recover::{Recovered, recover};
@@ -19,12 +20,13 @@ use crate::alloc::{Allocator, Config, Geometry, GroupLoader, Hold, Purpose};
 use crate::cache::PageCache;
 use crate::env::Env;
 use crate::error::{FsError, Result};
-use crate::format::{Change, JournalPart, RootSlot};
+use crate::format::superblock::KNOWN_RO_COMPAT;
+use crate::format::{JournalPart, RootSlot};
 use crate::fs::InodeTable;
 use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
 use crate::tree::{NodeCache, TreeReader, TreeRoot};
-use crate::types::{BlockNr, BlockRun, Epoch, GroupNr};
+use crate::types::{BlockNr, BlockRun, Epoch};
 
 /// The tree and its pending list, as a recovered volume has them.
 pub(crate) fn tree_state(recovered: &mut Recovered) -> TreeState {
@@ -53,6 +55,12 @@ impl Volume {
         env: Arc<dyn Env>,
     ) -> Result<Arc<Volume>> {
         let recovered = recover(device.as_ref())?;
+        let unknown = recovered.superblock.ro_compat & !KNOWN_RO_COMPAT;
+        if unknown != 0 && !options.read_only {
+            return Err(FsError::Volume(format!(
+                "the volume uses features that this program can only read (ro_compat {unknown:#x}); mount it read-only"
+            )));
+        }
         for e in &recovered.bad_superblocks {
             tracing::warn!(error = %e, volume = %device.name(), "a copy of the superblock is damaged; another one is used");
         }
@@ -109,7 +117,12 @@ impl Volume {
         let held: Vec<BlockRun> = tree.pending.iter().filter(|e| !e.used).map(|e| e.run).collect();
         held.iter().for_each(|run| held_blocks.add(*run));
         let used_blocks = recovered.delta.used_blocks;
-        let excluded = excluded_groups(&recovered, device.as_ref());
+        let draining = if options.assume_drained {
+            Draining::default()
+        } else {
+            Draining::new(&recovered, device.capabilities().exclusive)
+        };
+        let excluded = draining.groups();
         let areas = JournalAreas::new(&sb);
         let cache = NodeCache::new(device.clone(), sb.uuid, options.node_cache_bytes);
         let meta = Arc::new(MetaStore::new(
@@ -165,9 +178,8 @@ impl Volume {
         let mut segments = Vec::new();
         if !options.read_only {
             let needed = needed_parts(&recovered).flat_map(|p| p.segments.iter().copied());
-            let (ring, groups) = areas
-                .choose(needed, &excluded)
-                .ok_or_else(|| FsError::Volume("more journals are needed than there are areas for".into()))?;
+            let (ring, groups) =
+                areas.choose(needed, &excluded, &draining.inherited).ok_or_else(no_journal_area)?;
             space.note_reserved(&groups);
             segments = ring;
             // The claim reserves the first groups, too.
@@ -179,7 +191,9 @@ impl Volume {
         if !options.read_only {
             *space.patched.lock() = hold_patched(&space.alloc, &recovered);
         }
-        let epoch = Epoch(base.epoch.0 + 1);
+        // Epochs that were only begun are not used again: their writes may still land.
+        let epoch = Epoch(recovered.rows.last_epoch().max(base.epoch).0 + 1);
+        let claim_id = env.random() | 1;
         let (journal, claim) = if options.read_only {
             (idle_journal(&recovered, base.epoch), None)
         } else {
@@ -187,7 +201,9 @@ impl Volume {
             let journal =
                 JournalWriter::new(sb.uuid, epoch, options.node_id, segments, sb.segment_blocks, last);
             let claim = claim_slot(&recovered, &space, &journal, epoch)?;
-            (journal, Some(claim))
+            let unlocked = !device.capabilities().exclusive;
+            let claim = RootSlot { claim: claim_id, unlocked, ended: false, ..claim };
+            (journal, Some(draining.note_in(claim)))
         };
         let slot = claim.clone().unwrap_or_else(|| base.clone());
         let mut checkpointer = Checkpointer::new(slot);
@@ -199,6 +215,7 @@ impl Volume {
             options,
             env,
             epoch,
+            claim_id,
             commit: Committer::new(journal, recovered.end.lsn),
             space,
             meta,
@@ -221,31 +238,6 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Makes the new epoch exist: both of its root slots, one after the other, then its first
-    /// record. Nothing is served before that (rule R2).
-    fn claim(&self, claim: RootSlot, recovered: &Recovered) -> Result<()> {
-        self.write_slot(&RootSlot { seq: 0, ..claim.clone() })?;
-        let sb = &self.superblock;
-        let own = RootSlot::address(sb.slots_start, sb.slot_rows, self.epoch, 1);
-        let buf = claim.encode(&sb.uuid, own)?;
-        self.device.write_at(own.offset(), buf, false, blockdev::IoClass::Log)?;
-        self.flush_or_stop()?;
-        if mutants::active(Mutant::NoEpochRecord) {
-            return Ok(());
-        }
-        let lsn = self.meta.apply(
-            vec![Change::EpochStart {
-                previous: recovered.slot.epoch,
-                cut_lsn: recovered.end.lsn,
-                cut_crc: recovered.end.crc,
-            }],
-            0,
-        )?;
-        self.commit_to(lsn)?;
-        self.counters.epoch_changes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Ends the mount: everything durable, a last checkpoint, so that the next mount finds nothing
     /// to replay. The volume refuses further changes.
     pub fn shutdown(&self) -> Result<()> {
@@ -254,6 +246,7 @@ impl Volume {
         }
         self.sync_everything()?;
         self.checkpoint()?;
+        self.note_end()?;
         self.closed.store(true, std::sync::atomic::Ordering::SeqCst);
         Ok(())
     }
@@ -270,6 +263,14 @@ impl Volume {
     }
 }
 
+fn no_journal_area() -> FsError {
+    FsError::Volume(
+        "the volume is full: every journal area is in use, or an earlier owner that may still be alive can write \
+         to it; make sure that it is gone, and mount with that assumption"
+            .into(),
+    )
+}
+
 /// The journals that the recovered state needs. Those that changed nothing will not be in the claim.
 fn needed_parts(recovered: &Recovered) -> impl Iterator<Item = &JournalPart> + Clone {
     recovered.slot.journal.iter().zip(&recovered.effective).filter(|(_, e)| **e).map(|(part, _)| part)
@@ -284,19 +285,6 @@ fn hold_patched(alloc: &Allocator, recovered: &Recovered) -> Option<Hold> {
         tracing::warn!(blocks, "no space can be set aside for small writes that are in the journal");
     }
     hold.ok()
-}
-
-/// Groups that the epoch before may still write to. None, if the lock on the device proves that its
-/// I/O has drained.
-fn excluded_groups(recovered: &Recovered, device: &dyn BlockDevice) -> Vec<GroupNr> {
-    if device.capabilities().exclusive || mutants::active(Mutant::IgnoreOldReservations) {
-        return Vec::new();
-    }
-    let from_slot = recovered.slot.reserved.iter().map(|r| (r.first, r.count));
-    let from_journal = recovered.delta.reserved.iter().copied();
-    let groups = recovered.slot.total_blocks / u64::from(recovered.superblock.group_blocks) + 1;
-    let range = |(g, n): (GroupNr, u32)| (g.0..g.0.saturating_add(n.into()).min(groups)).map(GroupNr);
-    from_slot.chain(from_journal).flat_map(range).collect()
 }
 
 fn claim_slot(

@@ -11,6 +11,7 @@ mod c1_durability;
 mod c2_atomic;
 mod c3_names;
 mod c7_checksums;
+mod c8_hostile;
 mod mutants;
 mod r1_reuse;
 mod r2_epochs;

@@ -1,11 +1,14 @@
 //! R2: no block is written by two epochs as long as the older one's writes may still land.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use blockdev::sim::SimDevice;
-use dbfs_fs_core::Volume;
+use blockdev::{BlockDevice, Capabilities, Op, Pending, Request};
 use dbfs_fs_core::api::FsOps;
 use dbfs_fs_core::format::{Change, RootSlot};
+use dbfs_fs_core::{MountOptions, Volume};
 
 use crate::audit;
 use crate::rig::*;
@@ -182,6 +185,245 @@ fn a_take_over_writes_to_other_groups() {
     let trace = Trace::since(&last, start);
     let hit = trace.in_data_area().any(|w| old_groups.contains(&(w.blocks.start / group)));
     assert!(hit, "groups of drained epochs are used again");
+}
+
+/// Kill, take-over, kill, take-over, nobody with the lock: the writes of both dead epochs land late.
+#[test]
+fn late_writes_of_two_dead_epochs_change_nothing() {
+    let versions = 6;
+    let mut landed = [0, 0];
+    for hold in 0..40 {
+        let first = device();
+        let v = mount(&first);
+        let mut all = Expected::default();
+        all.write(&v, "safe", 0, &pattern(200_000, 5), DIRECT);
+        all.write(&v, "risky", 0, &pattern(4 * PAGE, 0), DIRECT);
+        all.sync(&v);
+        v.publish_durable().unwrap();
+        first.hold_writes_after(hold);
+        let mut acked = old_owner_goes_on(&v, versions);
+        drop(v);
+
+        // The second one dies in its claim or later.
+        let second = first.handle(false);
+        let when = format!("with writes held after {hold}");
+        if hold % 4 == 0 {
+            second.hold_writes_after(hold / 4);
+        }
+        let mut groups = BTreeSet::new();
+        if let Ok(v) = try_mount(&second) {
+            second.hold_writes_after(hold * 3 % 25);
+            acked = acked.max(old_owner_goes_on(&v, versions));
+            groups = reserved_by_all(&first.handle(false));
+        }
+        let third = first.handle(false);
+        let start = third.seq();
+        let v = mount(&third);
+        let found = v.bytes(v.find("risky").unwrap());
+        let version = (0..=versions).rev().find(|n| found[..4 * PAGE] == pattern(4 * PAGE, *n));
+        assert!(version.is_some(), "{when}: {acked} was acknowledged, nothing whole was found");
+        all.0.insert("risky".into(), found);
+        for round in 0..4 {
+            all.write(&v, "safe", round * 3 * PAGE, &pattern(2 * PAGE, 50 + round as u64), DIRECT);
+            all.write(&v, "mine", round * 70_000, &pattern(70_000, 60 + round as u64), BUFFERED);
+            for (dead, landed) in [&first, &second].into_iter().zip(&mut landed) {
+                *landed += dead.release_late(if round == 3 { usize::MAX } else { 3 });
+            }
+            all.sync(&v);
+            all.check(&v, &when);
+            if round % 2 == 1 {
+                v.checkpoint().unwrap();
+            }
+        }
+        let trace = Trace::since(&third, start);
+        let group = u64::from(trace.superblock.group_blocks);
+        for write in trace.in_data_area().filter(|w| !w.late) {
+            let hit = write.blocks.clone().find(|b| groups.contains(&(b / group)));
+            assert!(hit.is_none(), "{when}: block {hit:?} is in a group of a dead epoch");
+        }
+        drop(v);
+        all.check_device(&after_power_cut(&third), &when);
+    }
+    assert!(landed.iter().all(|n| *n > 100), "only {landed:?} writes landed late");
+}
+
+/// Groups that any epoch has reserved durably, by what was written.
+fn reserved_by_all(device: &SimDevice) -> BTreeSet<u64> {
+    let trace = Trace::since(device, 0);
+    let last = trace.slots().map(|(_, s)| s.epoch.0).max().unwrap();
+    let landed = trace.writes.iter().filter(|w| !w.failed);
+    landed.flat_map(|w| (1..=last).flat_map(|e| audit::reserved_by(w, e))).collect()
+}
+
+/// The lock proves that epochs have drained which held it; others stay excluded.
+#[test]
+fn the_lock_proves_nothing_about_epochs_without_it() {
+    let first = device();
+    drop(mount(&first));
+    let second = first.handle(false);
+    let v = mount(&second);
+    let mut all = Expected::default();
+    all.write(&v, "f", 0, &pattern(4 << 20, 1), DIRECT);
+    all.sync(&v);
+    let unlocked = reserved(&second, &v);
+    drop(v);
+    for _ in 0..3 {
+        let locked = first.handle(true);
+        let start = locked.seq();
+        let v = mount(&locked);
+        all.write(&v, "f", 0, &pattern(8 << 20, 2), DIRECT);
+        all.sync(&v);
+        v.checkpoint().unwrap();
+        let trace = Trace::since(&locked, start);
+        let group = u64::from(trace.superblock.group_blocks);
+        let hit = trace.in_data_area().find(|w| unlocked.contains(&(w.blocks.start / group)));
+        assert!(hit.is_none(), "{hit:?} is in a group of an epoch that nobody proved dead");
+        all.check(&v, "beside groups of an epoch without the lock");
+    }
+}
+
+/// Take-overs without the lock until there is no room: then a clear refusal, and the volume is whole.
+#[test]
+fn take_overs_without_the_lock_end_with_a_clear_error() {
+    let first = device();
+    let mut all = Expected::default();
+    {
+        let v = mount(&first);
+        all.write(&v, "f", 0, &pattern(300_000, 1), DIRECT);
+        all.sync(&v);
+    }
+    let mut done = 0;
+    let error = loop {
+        let v = match try_mount(&first.handle(false)) {
+            Ok(v) => v,
+            Err(e) => break e,
+        };
+        done += 1;
+        all.write(&v, "f", done * 1000, &pattern(5000, done as u64), DSYNC);
+    };
+    assert!(done >= 2, "only {done} take-overs in a row");
+    assert!(error.to_string().contains("the volume is full"), "{error}");
+    assert_clean(&first, "after the last take-over");
+}
+
+/// A device on which somebody else acts just before a chosen write or flush.
+struct Interrupted {
+    inner: SimDevice,
+    left: AtomicU64,
+    action: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl BlockDevice for Interrupted {
+    fn name(&self) -> Arc<str> {
+        self.inner.name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
+        let changes = requests.iter().any(|r| !matches!(r.op, Op::Read { .. }));
+        if changes && self.left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            let action = self.action.lock().unwrap().take();
+            action.into_iter().for_each(|act| act());
+        }
+        self.inner.submit(requests)
+    }
+}
+
+/// Two nodes claim the volume at the same time: one of them at most serves, and what it acknowledges
+/// stays.
+#[test]
+fn of_two_claimants_one_at_most_serves() {
+    let mut winners = [0, 0, 0];
+    for moment in 0..14 {
+        for depth in [None, Some(3), Some(6), Some(8)] {
+            let when = format!("another claimant before write {moment}, stopped after {depth:?}");
+            let sim = device();
+            let mut all = Expected::default();
+            {
+                let v = mount(&sim);
+                all.write(&v, "f", 0, &pattern(30_000, 1), DIRECT);
+                all.sync(&v);
+            }
+            let (a, b) = (sim.handle(false), sim.handle(false));
+            let other = Arc::new(Mutex::new(None));
+            let act = {
+                let (b, other) = (b.clone(), other.clone());
+                move || {
+                    // It may be killed in its claim.
+                    if let Some(n) = depth {
+                        b.hold_writes_after(n);
+                    }
+                    let env = Arc::new(TestEnv::of_another_node());
+                    *other.lock().unwrap() = Volume::mount(Arc::new(b), options(), env).ok();
+                }
+            };
+            let device = Arc::new(Interrupted {
+                inner: a.clone(),
+                left: AtomicU64::new(moment),
+                action: Mutex::new(Some(Box::new(act))),
+            });
+            let mine = Volume::mount(device.clone(), options(), Arc::new(TestEnv::default()));
+            // A running owner that is replaced is another story.
+            device.action.lock().unwrap().take();
+            let other: Option<Arc<Volume>> = other.lock().unwrap().take();
+            let served = |v: &Arc<Volume>, seed: u64| {
+                let ino = v.find("f")?;
+                let written = v.write(ino, 0, &pattern(5000, seed), DSYNC).is_ok();
+                written.then_some(seed)
+            };
+            let acked = match (&mine, &other) {
+                (Ok(_), Some(_)) => panic!("{when}: both serve"),
+                (Ok(v), None) => served(v, 2),
+                (Err(_), Some(v)) => served(v, 3),
+                (Err(_), None) => None,
+            };
+            if let Err(e) = &mine {
+                assert!(e.to_string().contains("another node"), "{when}: {e}");
+            }
+            winners[acked.map_or(0, |seed| seed as usize - 1)] += 1;
+            if let Some(seed) = acked {
+                all.0.get_mut("f").unwrap()[..5000].copy_from_slice(&pattern(5000, seed));
+            }
+            drop((mine, other));
+            b.release_late(usize::MAX);
+            let device = after_power_cut(&sim);
+            assert_clean(&device, &when);
+            // With everybody dead, and that known, all space can be used again.
+            let options = MountOptions { assume_drained: true, ..options() };
+            let v = Volume::mount(Arc::new(device.clone()), options, Arc::new(TestEnv::default())).unwrap();
+            all.check(&v, &when);
+            drop(v);
+            all.check_device(&device, &when);
+        }
+    }
+    assert!(winners[1] > 3 && winners[2] > 3, "nobody, the first, the second: {winners:?}");
+}
+
+/// An owner that was replaced without knowing it notices at its next checkpoint.
+#[test]
+fn an_owner_that_was_replaced_stops_at_its_next_checkpoint() {
+    let sim = device();
+    let old = mount(&sim.handle(false));
+    let mut all = Expected::default();
+    all.write(&old, "f", 0, &pattern(30_000, 1), DIRECT);
+    all.sync(&old);
+    let v = mount(&sim.handle(false));
+    all.write(&v, "g", 0, &pattern(30_000, 2), DIRECT);
+    all.sync(&v);
+    let ino = old.find("f").unwrap();
+    old.write(ino, 0, &pattern(100, 3), BUFFERED).unwrap();
+    let error = old.checkpoint().expect_err("the volume belongs to somebody else");
+    assert!(error.to_string().contains("another node has taken the volume over"), "{error}");
+    assert_eq!(old.write(ino, 0, &pattern(100, 3), BUFFERED).unwrap_err().errno(), libc::EROFS);
+    drop(old);
+    all.check(&v, "beside an old owner");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::trace::{Trace, superblock};
 
 /// Leaves so little space that nodes and journals are soon overwritten.
 fn fill(v: &Volume, all: &mut Expected) {
-    for at in (0..46 << 20).step_by(1 << 20) {
+    for at in (0..45 << 20).step_by(1 << 20) {
         all.write(v, "fill", at, &pattern(1 << 20, at as u64), DIRECT);
     }
     all.sync(v);

@@ -28,6 +28,13 @@ pub const DIRECT_DSYNC: IoFlags = IoFlags { direct: true, dsync: true, ..BUFFERE
 #[derive(Debug, Default)]
 pub struct TestEnv(AtomicU64);
 
+impl TestEnv {
+    /// One whose random numbers are not those of the default one.
+    pub fn of_another_node() -> Self {
+        Self(AtomicU64::new(1 << 40))
+    }
+}
+
 impl Env for TestEnv {
     fn now(&self) -> Timestamp {
         let ns = self.monotonic_ns();

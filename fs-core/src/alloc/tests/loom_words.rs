@@ -5,29 +5,10 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 use super::super::hints::RunHints;
-use super::super::words::{AtomicWord, Claim, Words};
+use super::super::words::{AtomicWord, Claim, Words, atomic_word};
 use crate::mutants::{Mutant, with};
 
-impl AtomicWord for AtomicU64 {
-    fn new(value: u64) -> Self {
-        AtomicU64::new(value)
-    }
-    fn load(&self) -> u64 {
-        self.load(Ordering::Acquire)
-    }
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Release);
-    }
-    fn exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
-        self.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire)
-    }
-    fn fetch_or(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, Ordering::AcqRel)
-    }
-    fn fetch_and(&self, bits: u64) -> u64 {
-        self.fetch_and(bits, Ordering::AcqRel)
-    }
-}
+atomic_word!(AtomicU64);
 
 type LoomWords = Words<AtomicU64>;
 

@@ -42,7 +42,7 @@ fn root_slots() {
     expect(&rig.problems(), ProblemKind::RootSlot, "ahead of what was durable");
     let rig = Rig::new();
     edit_slot(rig.device.as_ref(), |s| s.total_blocks += 10);
-    expect(&rig.problems(), ProblemKind::RootSlot, "the device has");
+    expect(&rig.problems(), ProblemKind::Recovery, "the device is truncated");
     let rig = Rig::new();
     edit_slot(rig.device.as_ref(), |s| s.reserved.clear());
     expect(&rig.problems(), ProblemKind::Reservation, "has not reserved");
