@@ -1,24 +1,39 @@
 //! Where the tools meet the engine: opening devices, making and mounting volumes.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use blockdev::{BlockDevice, Engine, FileDevice, OpenError, OpenOptions, Recorder};
 use fs_core::env::SystemEnv;
 use fs_core::{FormatOptions, MountOptions, Volume};
 
 use crate::options::Options;
+use crate::{mounts, shown};
 
 /// How long `mount` and `fsck` wait for a daemon that is still bringing the last changes home.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 
-/// Opens a volume's device, alone for writing or with others for reading, waiting [`DRAIN_TIME`] for
-/// a daemon that is about to let go of it.
+/// Opens a volume's device, alone for writing or with others for reading. Waits [`DRAIN_TIME`] for a
+/// daemon that is about to let go of it, but not for one whose mount is there.
 pub fn open_device(path: &Path, read_only: bool, engine: Engine) -> Result<FileDevice> {
-    let options = OpenOptions { read_only, engine, lock_timeout: DRAIN_TIME, ..OpenOptions::default() };
-    FileDevice::open(path, &options).map_err(|error| {
+    let open = |lock_timeout| {
+        FileDevice::open(path, &OpenOptions { read_only, engine, lock_timeout, ..OpenOptions::default() })
+    };
+    match open(Duration::ZERO) {
+        Err(OpenError::InUse { .. }) => {}
+        other => return Ok(other?),
+    }
+    if let Some(mount) = mounts::mount_of(path) {
+        bail!(
+            "{} is in use: it is mounted on {}; unmount it first",
+            path.display(),
+            shown::quoted(mount.dir.as_os_str().as_bytes())
+        );
+    }
+    open(DRAIN_TIME).map_err(|error| {
         let in_use = matches!(error, OpenError::InUse { .. });
         let error = anyhow::Error::new(error);
         if in_use { error.context("the volume is mounted or in use; unmount it first") } else { error }

@@ -29,6 +29,12 @@ pub fn mounted_on(dir: &Path) -> io::Result<Option<DbfsMount>> {
     Ok(dbfs_mounts()?.into_iter().rfind(|m| m.dir == dir))
 }
 
+/// Where the volume on `path` is mounted, as far as this process sees.
+pub fn mount_of(path: &Path) -> Option<DbfsMount> {
+    let path = path.canonicalize().ok()?;
+    dbfs_mounts().ok()?.into_iter().rfind(|m| m.volume == path)
+}
+
 /// A line: "36 35 0:98 /root /where options optional... - type source options".
 fn parse(table: &[u8]) -> Vec<DbfsMount> {
     table.split(|&b| b == b'\n').filter_map(parse_line).collect()

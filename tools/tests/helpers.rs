@@ -219,3 +219,26 @@ fn noatime_leaves_access_times_alone() {
     assert_eq!(access_after_read("noatime"), std::time::UNIX_EPOCH);
     assert!(access_after_read("relatime") > std::time::UNIX_EPOCH);
 }
+
+/// What systemd hears of a service of type notify.
+#[test]
+fn a_service_says_when_the_mount_is_live_and_when_it_ends() {
+    let rig = Rig::made();
+    let socket = rig.v.dir.path().join("notify");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let mut mount = rig.v.command(&["mount", "--foreground", "-o", "LOG", "IMAGE", "MNT"]);
+    let mut daemon = mount.env("NOTIFY_SOCKET", &socket).spawn().unwrap();
+    let heard = || {
+        let mut buf = [0; 4096];
+        let n = systemd.recv(&mut buf).unwrap();
+        String::from_utf8_lossy(&buf[..n]).into_owned()
+    };
+    assert!(heard().starts_with("READY=1\nSTATUS="));
+    assert!(is_mounted(&rig.v.mnt()));
+    fs::write(rig.v.mnt().join("f"), b"x").unwrap();
+    // While it serves, nobody is kept waiting for an answer.
+    rig.fails("fsck.dbfs -n IMAGE", 8, &["in use", rig.v.mnt().to_str().unwrap()]);
+    rig.ok("umount.dbfs MNT");
+    assert!(heard().starts_with("STOPPING=1\n"));
+    assert!(daemon.wait().unwrap().success());
+}

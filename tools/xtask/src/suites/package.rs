@@ -62,6 +62,11 @@ const USER_CHECK: &str = "cd /home/u && dbfs mkfs --size 64M mine.img && mkdir m
      echo mine >mnt/f && findmnt -t fuse.dbfs mnt && dbfs umount mnt && test \"$(dbfs cat mine.img f)\" = mine && \
      ! dbfs mount -o log=log,allow_other mine.img mnt 2>refused && grep user_allow_other refused";
 
+/// The same through mount(8), by an fstab line for users.
+const FSTAB_USER_CHECK: &str = "cd /home/u && mount /home/u/mnt && echo more >mnt/g && \
+     mount | grep '^/home/u/mine.img on /home/u/mnt type fuse.dbfs (rw,nosuid,nodev,noexec' && \
+     umount /home/u/mnt && flock -n mine.img true && test \"$(dbfs cat mine.img g)\" = more";
+
 /// Makes the system, and runs the checks in it.
 pub fn run(plan: &Plan, work: &WorkDir, tally: &mut Tally) -> Result<()> {
     if plan.kind != Kind::Dbfs {
@@ -75,6 +80,10 @@ pub fn run(plan: &Plan, work: &WorkDir, tally: &mut Tally) -> Result<()> {
         tally.step(name, || system.shell(script))?;
     }
     tally.step("an ordinary user mounts his own image", || system.as_user(USER_CHECK))?;
+    tally.step("an ordinary user mounts by a line of fstab", || {
+        system.shell("echo '/home/u/mine.img /home/u/mnt fuse.dbfs user,noauto 0 0' >>/etc/fstab")?;
+        system.as_user(FSTAB_USER_CHECK)
+    })?;
     tally.step("apt removes it all", || {
         system.shell("apt-get purge -qq -y dbfs >/dev/null && ! find / -xdev -name '*dbfs*' -not -path '/tmp/*' -not -path '/var/log/*' | grep .")
     })?;
