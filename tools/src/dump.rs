@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use blockdev::{BlockDevice, Engine};
 use fs_core::{Ino, dump};
 
@@ -15,7 +15,7 @@ use crate::{engine, output};
 /// The volume must not be mounted. Exit codes: 0 shown, 1 not shown.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print JSON (not for the tree)
+    /// Print JSON
     #[arg(long, global = true)]
     json: bool,
     /// Block device or image file
@@ -46,34 +46,36 @@ enum What {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let device: Arc<dyn BlockDevice> = Arc::new(engine::open_device(&args.volume, true, Engine::Auto)?);
-    let failed = || format!("cannot dump the volume on {}", args.volume.display());
-    if args.json {
-        let value = match &args.what {
-            What::Superblock => dump::superblock_json(&device),
-            What::Slots => dump::slots_json(&device),
-            What::Journal => dump::journal_json(&device),
-            What::Inode { number } => dump::inode_json(&device, Ino(*number)),
-            What::Bitmap => dump::bitmap_json(&device),
-            What::Tree => bail!("a tree can be larger than memory; it is dumped as text only"),
-        };
-        output::json(&value.with_context(failed)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let text = match &args.what {
-        What::Superblock => dump::superblock(&device),
-        What::Slots => dump::slots(&device),
-        What::Journal => dump::journal(&device),
-        What::Inode { number } => dump::inode(&device, Ino(*number)),
-        What::Bitmap => dump::bitmap(&device),
-        What::Tree => {
-            let mut outcome = Ok(());
-            output::stream(|out| {
-                outcome = dump::tree(&device, out);
-                Ok(())
-            })?;
-            outcome.map(|()| String::new())
+    let d = &device;
+    let shown = match &args.what {
+        What::Superblock => show(args.json, || dump::superblock(d), || dump::superblock_json(d)),
+        What::Slots => show(args.json, || dump::slots(d), || dump::slots_json(d)),
+        What::Journal => show(args.json, || dump::journal(d), || dump::journal_json(d)),
+        What::Inode { number } => {
+            show(args.json, || dump::inode(d, Ino(*number)), || dump::inode_json(d, Ino(*number)))
         }
+        What::Bitmap => show(args.json, || dump::bitmap(d), || dump::bitmap_json(d)),
+        What::Tree => show_tree(args.json, d),
     };
-    output::text(&text.with_context(failed)?)?;
+    shown.with_context(|| format!("cannot dump the volume on {}", args.volume.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(
+    as_json: bool,
+    text: impl FnOnce() -> fs_core::Result<String>,
+    json: impl FnOnce() -> fs_core::Result<serde_json::Value>,
+) -> Result<()> {
+    if as_json { output::json(&json()?) } else { output::text(&text()?) }
+}
+
+/// Printed as it is read: a tree can be larger than memory.
+fn show_tree(as_json: bool, device: &Arc<dyn BlockDevice>) -> Result<()> {
+    let write = if as_json { dump::tree_json } else { dump::tree };
+    let mut outcome = Ok(());
+    output::stream(|out| {
+        outcome = write(device, out);
+        Ok(())
+    })?;
+    Ok(outcome?)
 }

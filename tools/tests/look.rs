@@ -52,6 +52,9 @@ fn fill(root: &Path) {
     assert!(Command::new("mkfifo").arg(root.join("d/fifo")).status().unwrap().success());
     fs::set_permissions(root.join("d/small"), Permissions::from_mode(0o4751)).unwrap();
     chown(root.join("d/big"), Some(1234), Some(5678)).unwrap();
+    for name in ["d", "d/small"] {
+        rustix::fs::setxattr(root.join(name), "user.note", b"kept", rustix::fs::XattrFlags::empty()).unwrap();
+    }
     let old = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
     big.set_times(fs::FileTimes::new().set_modified(old)).unwrap();
 }
@@ -110,6 +113,11 @@ fn copies_have_content_attributes_links_and_holes() {
     let meta = |name: &str| fs::symlink_metadata(out.join("d").join(name)).unwrap();
     assert_eq!(meta("small").mode() & 0o7777, 0o4751);
     assert_eq!(meta("small").ino(), meta("second").ino());
+    for name in ["d", "d/small"] {
+        let mut value = [0; 10];
+        let n = rustix::fs::getxattr(out.join(name), "user.note", &mut value[..]).unwrap();
+        assert_eq!(&value[..n], b"kept");
+    }
     assert_eq!((meta("big").uid(), meta("big").gid(), meta("big").len()), (1234, 5678, 1 << 30));
     assert_eq!((meta("big").mtime(), meta("big").mtime_nsec()), (1_000_000_000, 123_456_789));
     assert!(meta("big").blocks() * 512 < 1 << 20, "the holes are gone");

@@ -15,7 +15,7 @@ use serde_json::Value;
 pub use bitmap::{bitmap, bitmap_json};
 pub use inode::{inode, inode_json};
 pub use journal::{journal, journal_json};
-pub use tree::tree;
+pub use tree::{tree, tree_json};
 
 use crate::api::Timestamp;
 use crate::error::Result;

@@ -33,7 +33,8 @@ pub struct Args {
     /// Directories with everything below them
     #[arg(short, long, short_alias = 'R')]
     recursive: bool,
-    /// All there is: -r, with owners (if root), permissions, times, hard links and special files
+    /// All there is: -r, with owners (if root), permissions, times, hard links, extended attributes,
+    /// access control lists and special files
     #[arg(short, long)]
     archive: bool,
     /// Print what was done as JSON
@@ -192,7 +193,7 @@ impl Copy<'_> {
         let dir = host::make_dir(to.parent, to.name).with_context(|| cannot_make(to))?;
         self.content(source, attr, &dir, to.path, depth);
         let finished = if self.archive {
-            host::keep_attributes(&dir, attr)
+            host::keep_attributes(&dir, attr, &self.look.xattrs(attr.ino)?)
         } else {
             host::use_permissions(&dir, attr, self.umask)
         };
@@ -233,13 +234,12 @@ impl Copy<'_> {
             }
             Err(ReadError::Taker(e)) => return Err(anyhow!(e).context(cannot_make(to))),
         }
-        let finished = file.set_len(attr.size).and_then(|()| {
-            if self.archive {
-                host::keep_attributes(&file, attr)
-            } else {
-                host::use_permissions(&file, attr, self.umask)
-            }
-        });
+        file.set_len(attr.size).with_context(|| cannot_make(to))?;
+        let finished = if self.archive {
+            host::keep_attributes(&file, attr, &self.look.xattrs(attr.ino)?)
+        } else {
+            host::use_permissions(&file, attr, self.umask)
+        };
         self.done.files += 1;
         self.done.bytes += attr.size;
         finished.with_context(|| cannot_finish(to))

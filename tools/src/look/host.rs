@@ -9,10 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use fs_core::api::{Attr, FileType, Timestamp};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::describe;
+use super::{Xattr, describe};
 
 /// Bits that let a program act as its owner or group.
 const SET_IDS: u32 = 0o6000;
@@ -83,15 +83,23 @@ pub fn make_special(parent: impl AsFd, name: &[u8], attr: &Attr) -> io::Result<(
     Ok(rustix::fs::mknodat(&parent, OsStr::from_bytes(name), kind, Mode::RUSR | Mode::WUSR, device)?)
 }
 
-/// Gives an open file or directory the owner, mode and times of `attr`. Who is not root keeps the file
+/// Gives an open file or directory the owner, mode and times of `attr`, and `xattrs`. Who is not root keeps the file
 /// as his own, then without set-user-id.
-pub fn keep_attributes(fd: impl AsFd, attr: &Attr) -> io::Result<()> {
+pub fn keep_attributes(fd: impl AsFd, attr: &Attr, xattrs: &[Xattr]) -> io::Result<()> {
     let perm = match rustix::fs::fchown(&fd, owner(attr).0, owner(attr).1) {
         Ok(()) => attr.perm,
         Err(Errno::PERM) => attr.perm & !SET_IDS,
         Err(e) => return Err(e.into()),
     };
     rustix::fs::fchmod(&fd, Mode::from_raw_mode(perm as RawMode))?;
+    // Behind the owner, whose change takes capabilities away, and the mode, which changes the lists.
+    for (name, value) in xattrs {
+        match rustix::fs::fsetxattr(&fd, OsStr::from_bytes(name), value, XattrFlags::empty()) {
+            // For root, or not on this file system: as `cp -a` does.
+            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
     Ok(rustix::fs::futimens(&fd, &times(attr))?)
 }
 

@@ -38,6 +38,9 @@ pub struct Look {
     volume: Arc<Volume>,
 }
 
+/// Name and value of an extended attribute.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
 /// A name in a directory, with what it leads to.
 pub struct Entry {
     /// The name.
@@ -109,6 +112,13 @@ impl Look {
     /// Target of a symbolic link.
     pub fn link_target(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         self.volume.readlink(ino)
+    }
+
+    /// Extended attributes, access control lists included: names with values.
+    pub fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>, FsError> {
+        let names = self.volume.listxattr(ino, true)?;
+        let names = names.split(|&b| b == 0).filter(|name| !name.is_empty());
+        names.map(|name| Ok((name.to_vec(), self.volume.getxattr(ino, name)?))).collect()
     }
 
     /// Hands the content of a file over, step by step: offset and bytes.

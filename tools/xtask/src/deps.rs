@@ -60,6 +60,8 @@ pub const EVERYTHING: &[Need] = &[
     Need::Program("debootstrap", "debootstrap"),
     Need::Program("script", "bsdutils"),
     Need::Program("rsync", "rsync"),
+    Need::Program("setfacl", "acl"),
+    Need::Program("getfattr", "attr"),
     Need::Program("git", "git"),
     Need::Program("sqlite3", "sqlite3"),
     Need::Program("mariadbd", "mariadb-server-core"),

@@ -12,23 +12,25 @@ pub fn run(bench: &mut Bench, tally: &mut Tally) -> Result<()> {
     let source = bench.work.join("source");
     tree::make(&source, bench.amount(400, 5_000), &mut bench.rng)?;
     let wanted = tree::manifest(&source)?;
+    let labels = tree::labels(&source)?;
     let before = used(bench.dir())?;
     let copy = |name: &str, line: &str| -> Result<PathBuf> {
         let to = bench.dir().join(name);
         std::fs::create_dir(&to)?;
         shell(Path::new("/"), line, &[&source, &to])?;
         expect_same(name, &wanted, &tree::manifest(&to)?)?;
+        expect_same(name, &labels, &tree::labels(&to)?)?;
         tree::same_content(&source, &to)?;
         Ok(to)
     };
     tally.step("cp -a", || copy("cp", "cp -a \"$1/.\" \"$2\""))?;
     tally.step("tar", || {
-        let to = copy("tar", "tar -C \"$1\" --format=posix -cf - . | tar -C \"$2\" -xpf - --numeric-owner")?;
+        let to = copy("tar", "tar -C \"$1\" --format=posix --xattrs --acls -cf - . | tar -C \"$2\" --xattrs --acls -xpf - --numeric-owner")?;
         shell(&to, "tar -cf \"$2/all.tar\" . && tar -df \"$2/all.tar\"", &[&source, bench.dir()])
     })?;
     tally.step("rsync", || {
-        let to = copy("rsync", "rsync -aHS --numeric-ids \"$1/\" \"$2\"")?;
-        let line = "rsync -aHc --numeric-ids --delete --dry-run --itemize-changes \"$1/\" \"$2\"";
+        let to = copy("rsync", "rsync -aHAXS --numeric-ids \"$1/\" \"$2\"")?;
+        let line = "rsync -aHAXc --numeric-ids --delete --dry-run --itemize-changes \"$1/\" \"$2\"";
         expect_same("a second rsync", "", &shell(Path::new("/"), line, &[&source, &to])?)
     })?;
     tally.step("rsync --delete --inplace after changes", || {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use rustix::fs::XattrFlags;
 
 use super::shell;
 use crate::rng::Rng;
@@ -33,6 +34,17 @@ pub fn make(root: &Path, files: u64, rng: &mut Rng) -> Result<()> {
         }
         if rng.percent(10) {
             fs::hard_link(&path, dir.join(format!("hard{i}")))?;
+        }
+        if rng.percent(20) {
+            let value = content(rng.range(1, 300), rng);
+            rustix::fs::setxattr(&path, "user.note", &value, XattrFlags::empty())?;
+        }
+        if rng.percent(20) {
+            shell(
+                &dir,
+                &format!("setfacl -m u:{}:rw,g:{}:r -- \"$1\"", rng.range(1, 99), rng.range(1, 99)),
+                &[&path],
+            )?;
         }
         chown(&path, Some(rng.range(0, 3000) as u32), Some(rng.range(0, 3000) as u32))?;
         fs::set_permissions(&path, Permissions::from_mode(0o400 | rng.range(0, 0o7777) as u32))?;
@@ -68,6 +80,12 @@ fn make_sparse(path: &Path, rng: &mut Rng) -> Result<()> {
 pub fn content(len: u64, rng: &mut Rng) -> Vec<u8> {
     let words = (0..len.div_ceil(8)).flat_map(|_| rng.next().to_le_bytes());
     words.take(len as usize).collect()
+}
+
+/// Extended attributes and access control lists of every file.
+pub fn labels(root: &Path) -> Result<String> {
+    // find has them in an order of its own.
+    shell(root, "find . -type f -print0 | sort -z | xargs -0 getfattr -d -m - -e hex -h --", &[])
 }
 
 /// A line for each file: path, type, mode, owner, links, size, times and link target. Directories take no
