@@ -7,15 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fs_core::api::{Attr, FsOps, Owner, SetAttr};
 use fs_core::{Ino, Result};
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig,
-    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner,
+    Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
 };
 
 use crate::buffer::with_buffer;
@@ -31,7 +30,7 @@ use crate::xattrs;
 
 /// How long the kernel may keep names and attributes. Nothing but this mount changes the volume,
 /// and the kernel knows what it did itself.
-const TTL: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Inodes are never reused, so one generation does for all.
 const GENERATION: Generation = Generation(0);
@@ -51,13 +50,13 @@ pub(crate) struct Link {
 /// Connects one file system to one mount.
 pub(crate) struct Adapter {
     fs: Arc<dyn FsOps>,
-    opens: OpenTable,
+    pub(crate) opens: OpenTable,
     removed: Removed,
     wishes: Wishes,
     link: Arc<Link>,
-    direct_handles: bool,
+    pub(crate) direct_handles: bool,
     errors: ErrorLog,
-    gate: Arc<Gate>,
+    pub(crate) gate: Arc<Gate>,
     /// The kernel may remember that some file has a set-user-id or set-group-id bit.
     set_ids_shown: AtomicBool,
 }
@@ -80,10 +79,20 @@ impl Adapter {
 
     /// The attributes as the kernel wants them.
     fn show(&self, attr: &Attr) -> FileAttr {
+        self.note_shown(attr);
+        convert::file_attr(attr)
+    }
+
+    /// The kernel is about to learn these attributes.
+    pub(crate) fn note_shown(&self, attr: &Attr) {
         if attr.perm & convert::SET_IDS != 0 && !self.set_ids_shown.load(Ordering::Relaxed) {
             self.set_ids_shown.store(true, Ordering::Relaxed);
         }
-        convert::file_attr(attr)
+    }
+
+    /// Setting an extended attribute has more fields than fuser knows.
+    pub(crate) fn extended_setxattr(&self) -> bool {
+        self.link.features.get().is_some_and(|f| f.extended_setxattr)
     }
 
     /// True if a change by somebody unprivileged takes away bits of `ino` that the kernel remembers: it
@@ -104,7 +113,7 @@ impl Adapter {
 
     /// Runs one operation of the file system: errors and panics become an errno, and what no
     /// program should ever see is logged.
-    fn run<T>(
+    pub(crate) fn run<T>(
         &self,
         what: &'static str,
         ino: Ino,
@@ -167,13 +176,6 @@ impl Adapter {
         result
     }
 
-    /// The kernel does not know an inode any more.
-    fn forget_one(&self, ino: Ino) {
-        if self.removed.forgotten(ino) {
-            self.release_one(ino);
-        }
-    }
-
     fn open_one(&self, ino: Ino) -> std::result::Result<(), Errno> {
         self.run("open", ino, |fs| fs.open(ino))?;
         self.opens.opened(ino);
@@ -181,7 +183,7 @@ impl Adapter {
     }
 }
 
-fn owner(req: &Request, umask: u32) -> Owner {
+pub(crate) fn owner(req: &Request, umask: u32) -> Owner {
     Owner { umask: convert::perm(umask), ..Owner::new(req.uid(), req.gid()) }
 }
 
@@ -192,6 +194,17 @@ impl fuser::Filesystem for Adapter {
         // Set once: there is one handshake.
         let _ = self.link.features.set(features);
         Ok(())
+    }
+
+    fn raw(
+        &self,
+        req: &Request,
+        opcode: u32,
+        node: INodeNo,
+        body: &[u8],
+        reply: &dyn Fn() -> ReplyData,
+    ) -> bool {
+        self.serve_raw(req, opcode, ino(node), body, reply)
     }
 
     fn destroy(&mut self) {
@@ -214,48 +227,16 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, node: INodeNo, _nlookup: u64) {
-        let _busy = self.gate.enter();
-        self.forget_one(ino(node));
+        // No reply, and almost never anything to do: the thread goes on waiting.
+        if self.removed.forgotten(ino(node)) {
+            let _busy = self.gate.enter();
+            self.release_one(ino(node));
+        }
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let _busy = self.gate.enter();
         match self.run("getattr", ino(node), |fs| fs.getattr(ino(node))) {
-            Ok(attr) => reply.attr(&TTL, &self.show(&attr)),
-            Err(e) => reply.error(e),
-        }
-    }
-
-    fn setattr(
-        &self,
-        req: &Request,
-        node: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let _busy = self.gate.enter();
-        let changes = SetAttr {
-            perm: mode.map(convert::perm),
-            uid,
-            gid,
-            size,
-            atime: atime.map(convert::set_time),
-            mtime: mtime.map(convert::set_time),
-            kill_priv: false,
-        };
-        let changes = convert::with_kill_priv(changes, req.uid());
-        match self.run("setattr", ino(node), |fs| fs.setattr(ino(node), &changes)) {
             Ok(attr) => reply.attr(&TTL, &self.show(&attr)),
             Err(e) => reply.error(e),
         }

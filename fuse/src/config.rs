@@ -64,6 +64,8 @@ pub struct Features {
     pub kernel_abi: (u32, u32),
     /// `O_DIRECT` opens get direct handles (see the crate's description).
     pub direct_handles: bool,
+    /// Who sets an access control list without being of the file's group loses setgid, as everywhere.
+    pub extended_setxattr: bool,
     /// Longest write in one request, in bytes.
     pub max_write: u32,
 }

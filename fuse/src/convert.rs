@@ -3,14 +3,12 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fs_core::Ino;
-use fs_core::api::{
-    Attr, Fallocate, FileType, IoFlags, Owner, RenameFlags, SetAttr, SetTime, StatFs, Timestamp,
-};
-use fuser::{FileAttr, FopenFlags, INodeNo, OpenFlags, TimeOrNow, WriteFlags};
+use fs_core::api::{Attr, Fallocate, FileType, IoFlags, Owner, RenameFlags, StatFs, Timestamp};
+use fuser::{FileAttr, FopenFlags, INodeNo, OpenFlags, WriteFlags};
 
 /// What `st_blksize` says. The kernel also takes its own block size for the inode from it, which
 /// must not exceed a page.
-const BLKSIZE: u32 = 4096;
+pub(crate) const BLKSIZE: u32 = 4096;
 
 /// Permission bits of a mode.
 const PERM_BITS: u32 = 0o7777;
@@ -38,6 +36,20 @@ pub(crate) fn node_type(mode: u32) -> Option<FileType> {
         libc::S_IFSOCK => Some(FileType::Socket),
         _ => None,
     }
+}
+
+/// Type and permission bits as in `stat`.
+pub(crate) fn mode(attr: &Attr) -> u32 {
+    let kind = match attr.kind {
+        FileType::Regular => libc::S_IFREG,
+        FileType::Directory => libc::S_IFDIR,
+        FileType::Symlink => libc::S_IFLNK,
+        FileType::BlockDevice => libc::S_IFBLK,
+        FileType::CharDevice => libc::S_IFCHR,
+        FileType::Fifo => libc::S_IFIFO,
+        FileType::Socket => libc::S_IFSOCK,
+    };
+    kind | perm(attr.perm)
 }
 
 pub(crate) fn file_type(kind: FileType) -> fuser::FileType {
@@ -100,25 +112,6 @@ fn system_time(t: Timestamp) -> SystemTime {
     whole.and_then(|s| s.checked_add(Duration::from_nanos(t.nanos.into()))).unwrap_or(UNIX_EPOCH)
 }
 
-/// A time to set. fuser makes (-2 s, 800,000,000 ns), which is 1.2 s before 1970, a `SystemTime` of
-/// 2.8 s before 1970: the nanoseconds must be taken back out the same way.
-fn timestamp(t: SystemTime) -> Timestamp {
-    match t.duration_since(UNIX_EPOCH) {
-        Ok(d) => Timestamp { secs: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nanos: d.subsec_nanos() },
-        Err(before) => {
-            let d = before.duration();
-            Timestamp { secs: 0i64.saturating_sub_unsigned(d.as_secs()), nanos: d.subsec_nanos() }
-        }
-    }
-}
-
-pub(crate) fn set_time(t: TimeOrNow) -> SetTime {
-    match t {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(t) => SetTime::At(timestamp(t)),
-    }
-}
-
 /// How an open file is to be read. The kernel names the lock owner with every read that a program
 /// asks for; one without is a fill of its page cache, also on a direct handle.
 pub(crate) fn read_flags(flags: OpenFlags, has_owner: bool) -> IoFlags {
@@ -151,13 +144,6 @@ pub(crate) fn fopen_flags(flags: OpenFlags, direct_handles: bool) -> FopenFlags 
     } else {
         FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE
     }
-}
-
-/// The changes with what they take away if user `uid` makes them: the kernel leaves it to us. Whoever is
-/// not root counts as unprivileged. A request that changes nothing is a chown to the same owner.
-pub(crate) fn with_kill_priv(changes: SetAttr, uid: u32) -> SetAttr {
-    let kill_priv = (changes.size.is_some() && uid != 0) || changes == SetAttr::default();
-    SetAttr { kill_priv, ..changes }
 }
 
 /// Flags of rename by `owner`; `None` if there is one that dbfs does not know.
@@ -195,10 +181,6 @@ mod tests {
         assert_eq!(t(-2, 800_000_000), UNIX_EPOCH - Duration::from_millis(1200));
         assert_eq!(t(1, 5), UNIX_EPOCH + Duration::new(1, 5));
         assert_eq!(t(i64::MIN, 0).duration_since(UNIX_EPOCH).unwrap_err().duration().as_secs(), 1 << 63);
-        // What fuser makes of (-2, 800_000_000):
-        let sent = UNIX_EPOCH - Duration::new(2, 800_000_000);
-        assert_eq!(timestamp(sent), Timestamp { secs: -2, nanos: 800_000_000 });
-        assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(1 << 63)).secs, i64::MIN);
     }
 
     #[test]

@@ -51,11 +51,12 @@ pub(crate) fn agree(kernel: &mut KernelConfig, wishes: &Wishes) -> io::Result<Fe
     if wishes.access_lists {
         let _ = kernel.add_capabilities(InitFlags::FUSE_POSIX_ACL);
     }
+    let extended_setxattr = kernel.add_capabilities(InitFlags::FUSE_SETXATTR_EXT).is_ok();
     let direct_handles =
         !wishes.cached_opens && kernel.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
     let refused = |_| io::Error::from_raw_os_error(libc::EPROTO);
     kernel.set_max_write(MAX_WRITE).map_err(refused)?;
     kernel.set_max_background(MAX_BACKGROUND).map_err(|_| io::Error::from_raw_os_error(libc::EPROTO))?;
     let Version(major, minor) = kernel.kernel_abi();
-    Ok(Features { kernel_abi: (major, minor), direct_handles, max_write: MAX_WRITE })
+    Ok(Features { kernel_abi: (major, minor), direct_handles, extended_setxattr, max_write: MAX_WRITE })
 }

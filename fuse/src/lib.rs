@@ -20,8 +20,8 @@
 //!   what a chmod means for a list, is the file system's business.
 //! * Set-user-id bits and capabilities are taken away by the file system, when the kernel says that
 //!   somebody unprivileged writes.
-//! * `O_TMPFILE`, `copy_file_range` and `SEEK_HOLE` are not offered; the kernel answers for us
-//!   (EOPNOTSUPP; a copy by read and write; a file without holes).
+//! * `copy_file_range` and `SEEK_HOLE` are not offered; the kernel answers for us (a copy by read and
+//!   write; a file without holes).
 //! * Attributes and names, also missing ones, stay cached in the kernel until it changes them
 //!   itself, because nothing changes the volume but this mount.
 
@@ -36,7 +36,9 @@ mod gate;
 mod handshake;
 mod mount;
 mod opens;
+mod raw;
 mod removed;
+mod wire;
 mod xattrs;
 
 pub use config::{Features, MAX_WRITE, MountConfig};

@@ -60,4 +60,6 @@ fn chmod_by_somebody_outside_the_group_takes_setgid() {
     m.run_as(1, &[1], "chmod 2750 f; test $(stat -c %a f) = 750");
     m.run("chmod 2770 f");
     m.run_as(1, &[1, 777], "chmod 2750 f; test $(stat -c %a f) = 2750");
+    m.run_as(1, &[1, 777], "setfacl -m u:12345:r f; test $(stat -c %a f) = 2750");
+    m.run_as(1, &[1], "setfacl -m u:12345:rw f; test $(stat -c %a f) = 770");
 }

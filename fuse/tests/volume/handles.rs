@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::fixture::Fixture;
 
 /// Room for any handle of Linux.
@@ -74,6 +76,22 @@ fn handles_outlive_caches_and_mounts() {
         assert_eq!(link, m.path("a/b"));
         assert_eq!(open(&mount, &mut root).unwrap().metadata().unwrap().ino(), 1);
     }
+}
+
+#[test]
+fn a_descriptor_that_is_only_a_place() {
+    let m = Fixture::new();
+    m.run("echo content > f; ln -s f l; chmod 000 f");
+    let place = |name: &str| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        File::from(rustix::fs::open(m.path(name), flags, Mode::empty()).unwrap())
+    };
+    let (file, link) = (place("f"), place("l"));
+    assert_eq!(file.metadata().unwrap().ino(), fs::metadata(m.path("f")).unwrap().ino());
+    assert!(link.metadata().unwrap().is_symlink());
+    assert!((&file).read(&mut [0; 1]).is_err(), "it is not open");
+    let text = fs::read_to_string(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    assert_eq!(text, "content\n");
 }
 
 #[test]

@@ -3,6 +3,9 @@
 mod acl;
 mod fixture;
 mod handles;
+mod names;
 mod privileges;
 mod removed;
+mod times;
+mod tmpfile;
 mod xattrs;

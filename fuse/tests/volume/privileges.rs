@@ -43,6 +43,8 @@ fn a_new_owner_gets_no_privileges() {
     let m = Fixture::new();
     m.run("echo x > f; chmod 6755 f; chown 1 f; test $(stat -c %a f) = 755");
     m.run("chmod 2745 f; chown :5 f; test $(stat -c %a f) = 2745"); // mandatory locking, of old
+    m.run("chmod 6755 f; perl -e 'chown -1, -1, \"f\"'; test $(stat -c %a:%u:%g f) = 755:1:5");
+    m.run("perl -e 'chown -1, 6, \"f\"; chown 7, -1, \"f\"'; test $(stat -c %u:%g f) = 7:6; chown 1:5 f");
     m.run("mkdir d; chmod 2755 d; chown 1:1 d; test $(stat -c %a d) = 2755");
     m.run_as(1, &[5], "chmod 4755 f; chgrp 5 f; test $(stat -c %a f) = 755");
 }

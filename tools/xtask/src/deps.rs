@@ -58,6 +58,8 @@ pub const EVERYTHING: &[Need] = &[
     Need::Program("strip", "binutils"),
     Need::Program("gzip", "gzip"),
     Need::Program("debootstrap", "debootstrap"),
+    Need::Program("setfacl", "acl"),
+    Need::Program("setfattr", "attr"),
     Need::Program("script", "bsdutils"),
     Need::Program("rsync", "rsync"),
     Need::Program("setfacl", "acl"),
