@@ -26,7 +26,7 @@ pub struct Args {
     /// Seconds to wait for the daemon
     #[arg(long, default_value_t = PATIENCE.as_secs(), value_name = "SECONDS")]
     timeout: u64,
-    /// Where it is mounted
+    /// Where it is mounted, or the volume
     dir: PathBuf,
 }
 
@@ -57,7 +57,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 pub fn unmount(dir: &Path, how: How, patience: Duration) -> Result<()> {
     let shown = dir.display();
     let dir = mounts::absolute(dir).with_context(|| format!("cannot unmount {shown}"))?;
-    let Some(mount) = mounts::mounted_on(&dir)? else {
+    // By its volume, too, as umount(8) takes devices.
+    let Some(mount) = mounts::mounted_on(&dir)?.or_else(|| mounts::mount_of(&dir)) else {
         bail!("no dbfs volume is mounted on {shown}; `findmnt -t fuse.dbfs` lists those that are");
     };
     if !take_away(&mount, how)? || how == How::Lazy {

@@ -17,6 +17,7 @@ fn an_image_is_made_sparse_and_never_by_accident() {
     v.fails(&["mkfs", "IMAGE"], 1, &["does not exist", "--size"]);
     assert!(!v.image().exists());
     v.fails(&["mkfs", "--size", "1M", "IMAGE"], 1, &["too small"]);
+    v.fails(&["mkfs", "--size", "63M", "IMAGE"], 1, &["too small"]);
     assert!(!v.image().exists(), "what was created for nothing is removed");
     let text = v.ok(&["mkfs", "--size", "1T", "--page-size", "8K", "--label", "big", "IMAGE"]);
     assert!(text.contains("1 TiB") && text.contains("8 KiB"), "{text}");

@@ -155,7 +155,9 @@ fn umount_knows_the_ways_of_umount() {
     drop(f);
     rig.ok("mount.dbfs IMAGE MNT -o LOG");
     assert_eq!(fs::read(rig.v.mnt().join("f")).unwrap(), b"late");
-    rig.ok("umount.dbfs MNT");
+    // By its volume.
+    rig.ok("umount.dbfs IMAGE");
+    assert!(!is_mounted(&rig.v.mnt()));
 }
 
 #[test]
