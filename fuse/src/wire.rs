@@ -325,10 +325,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_no_setxattr() {
-        let mut body = Vec::new();
-        for word in [3u32, 2, ACL_KILL_SGID, 0] {
-            body.extend(word.to_ne_bytes());
-        }
+        let mut body = [3u32, 2, ACL_KILL_SGID, 0].as_bytes().to_vec();
         body.extend(b"user.a\0xyz");
         let parsed = Setxattr::parse(&body).unwrap();
         assert_eq!((parsed.name, parsed.value), (&b"user.a"[..], &b"xyz"[..]));
