@@ -16,23 +16,24 @@ const MIN_CACHE: u64 = 4 << 20;
 pub const HELP: &str = "\
 Mount options:
   ro, rw                 change nothing on the volume / read and write
-  allow_other            let other users in (default if root mounts; others need the line
-                         user_allow_other in /etc/fuse.conf)
+  allow_other            let other users in (default if root mounts; who is not
+                         root needs user_allow_other in /etc/fuse.conf)
   default_permissions    the kernel checks permissions (always on)
   nodev, nosuid, noexec  as for every file system
-  noatime, relatime      never update access times / only if they are old (default)
+  noatime, relatime      never update access times / only if old (default)
   sync                   every write is O_SYNC
-  commit=SECONDS         greatest age of changes that nobody has synced (default 2)
+  commit=SECONDS         greatest age of changes not synced (default 2)
   cache=SIZE             page cache (default 256M)
   threads=N              threads that serve requests (default 16)
   engine=auto|uring|pread   how requests reach the device
-  log=FILE               where the daemon's messages go (default: the system's log, with
-                         --foreground the terminal; DBFS_LOG=debug and the like set the level)
+  log=FILE               where the daemon's messages go (default: the system's
+                         log, with --foreground the terminal; DBFS_LOG=debug
+                         and the like set the level)
   record=FILE            record every write and flush of the device
   cached_opens           treat O_DIRECT opens as on kernels before 6.6
-  remount                change ro, rw and the flags of a live mount (through mount(8) only)
-Options for mount(8), systemd and fstab(5), such as noauto, nofail, user, _netdev, comment= and
-x-systemd.*, are taken and left to them.";
+  remount                change the flags of a live mount (through mount(8))
+Options for mount(8), systemd and fstab(5), such as noauto, nofail, user,
+_netdev, comment= and x-systemd.*, are taken and left to them.";
 
 /// What to do with an option that nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,7 +39,7 @@ pub struct Args {
     /// Say more
     #[arg(short = 'v', action = ArgAction::Count)]
     verbose: u8,
-    /// Nothing, as for other checkers
+    /// Ignored: there is no title
     #[arg(short = 'T')]
     no_title: bool,
     /// Block device or image file

@@ -28,7 +28,7 @@ pub struct Args {
     /// Say what is mounted
     #[arg(short = 'v', action = ArgAction::Count)]
     verbose: u8,
-    /// Nothing: there is no /etc/mtab to leave alone
+    /// Ignored: there is no /etc/mtab
     #[arg(short = 'n')]
     no_mtab: bool,
     /// Mount read-only
@@ -37,7 +37,7 @@ pub struct Args {
     /// Mount for reading and writing (the default)
     #[arg(short = 'w', long = "rw")]
     read_write: bool,
-    /// Nothing: there is one type, fuse.dbfs
+    /// Ignored: the only type is fuse.dbfs
     #[arg(short = 't', value_name = "TYPE")]
     kind: Option<String>,
     /// Block device or image file

@@ -21,7 +21,7 @@ pub struct Args {
     /// Take it out of the tree now and end it when nobody uses it any more; does not wait
     #[arg(short = 'l')]
     lazy: bool,
-    /// Nothing: there is no /etc/mtab to leave alone
+    /// Ignored: there is no /etc/mtab
     #[arg(short = 'n')]
     no_mtab: bool,
     /// If it is in use, make it read-only instead
@@ -30,7 +30,7 @@ pub struct Args {
     /// Say what is unmounted
     #[arg(short = 'v', action = ArgAction::Count)]
     verbose: u8,
-    /// Nothing: there is one type, fuse.dbfs
+    /// Ignored: the only type is fuse.dbfs
     #[arg(short = 't', value_name = "TYPE")]
     kind: Option<String>,
     /// Where it is mounted
