@@ -12,7 +12,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use crate::alloc::Hold;
-use crate::types::{Ino, PageNr, PageSize};
+use crate::types::{BlockRun, Ino, PageNr, PageSize};
 
 const SHARDS: usize = 16;
 /// Frames looked at for one eviction before the shard is allowed to exceed its share.
@@ -29,8 +29,12 @@ pub(crate) struct FrameData {
     pub(crate) inline: bool,
     /// When it became dirty (monotonic ns).
     pub(crate) since_ns: u64,
-    /// Space for the blocks that the page will need (contract C9), as long as it is dirty or inline;
-    /// `None`: nobody has looked what it needs.
+    /// New blocks for the page, taken when it became dirty or inline (contract C9). Owned by the frame:
+    /// see [`crate::volume::Volume::settle_frame`].
+    pub(crate) place: Option<BlockRun>,
+    /// Blocks that the page is known to have, in the file or as its place, while it is dirty or inline.
+    pub(crate) covered: u32,
+    /// Space for the blocks that an inline page without a place will need.
     pub(crate) hold: Option<Hold>,
 }
 
@@ -44,7 +48,8 @@ pub(crate) struct Frame {
 impl Frame {
     /// A clean frame.
     pub(crate) fn new(buf: AlignedBuf) -> Arc<Self> {
-        let data = FrameData { buf, dirty: None, inline: false, since_ns: 0, hold: None };
+        let data =
+            FrameData { buf, dirty: None, inline: false, since_ns: 0, place: None, covered: 0, hold: None };
         Arc::new(Self { data: RwLock::new(data) })
     }
 }
@@ -128,13 +133,14 @@ impl PageCache {
         self.dirty_pages.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The frame's page was written or dropped: nothing of it waits any more, and it needs no space.
-    /// Returns whether bytes of it were in the journal only.
+    /// The frame's page was written or dropped: nothing of it waits any more. Its place has been used or
+    /// given up. Returns whether bytes of it were in the journal only.
     pub(crate) fn settle(&self, data: &mut FrameData) -> bool {
         if data.dirty.take().is_some() {
             self.note_clean();
         }
         data.hold = None;
+        data.covered = 0;
         self.set_inline(data, false)
     }
 

@@ -10,6 +10,10 @@ pub struct Config {
     pub takeover_groups: u32,
     /// Free blocks that users leave for overwrites, deletes and metadata (contract C9).
     pub reserve_blocks: u64,
+    /// Length of the runs in the cushion: what pages and nodes need.
+    pub cushion_unit: u32,
+    /// Runs in the cushion.
+    pub cushion_units: usize,
     /// With fewer free blocks in reserved groups, [`needs_more`](super::Allocator::needs_more) asks
     /// for more groups.
     pub low_water_blocks: u64,
@@ -33,6 +37,8 @@ impl Config {
         Self {
             takeover_groups: 1,
             reserve_blocks: (geometry.total_blocks / 64).min(1 << 18),
+            cushion_unit: 4,
+            cushion_units: 0,
             low_water_blocks: batch / 4,
             batch_blocks: batch,
             max_loaded_groups: 16384,

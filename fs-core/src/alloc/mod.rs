@@ -19,6 +19,7 @@
 //! recovery has found, then [`set_free`](Allocator::set_free), which opens the allocator.
 
 mod config;
+mod cushion;
 mod gate;
 mod geometry;
 mod group;
@@ -144,6 +145,7 @@ struct Admin {
     /// Blocks in use that the loader may not know of, in groups that are not loaded.
     overlay: RunSet,
     quarantine: RunSet,
+    cushion: cushion::Cushion,
     /// Groups being loaded, with what was freed there meanwhile.
     loading: HashMap<u64, Vec<Part>>,
     free_frames: Vec<u32>,
@@ -282,7 +284,9 @@ impl Allocator {
     pub fn publish(&self, durable: Lsn) -> Result<u64> {
         let drained = self.gate.advance();
         self.admin.lock().limbo.advance(durable, drained);
-        self.drain_limbo()
+        let freed = self.drain_limbo()?;
+        self.refill_cushion();
+        Ok(freed)
     }
 
     /// Keeps blocks that are freed from now on in limbo until the guard is dropped. Take it before

@@ -41,14 +41,16 @@ pub struct Request {
     pub goal: Option<BlockNr>,
     /// What the blocks are for.
     pub class: Class,
+    /// May use the cushion when there is no other run.
+    pub last_resort: bool,
     /// Requests of different lanes start in different places. Any number: a worker's, or an inode's.
     pub lane: u32,
 }
 
 impl Request {
-    /// A request for `min` to `want` blocks of a class, without a goal.
+    /// A request for `min` to `want` blocks of a class, without a goal; metadata may use the cushion.
     pub fn new(want: u32, min: u32, align: u32, class: Class) -> Self {
-        Self { want, min, align, goal: None, class, lane: 0 }
+        Self { want, min, align, goal: None, class, last_resort: class == Class::Metadata, lane: 0 }
     }
 
     /// The same with a goal.
@@ -149,6 +151,9 @@ impl Allocator {
                 suggested = self.suggest((request.min, request.align), 0)?;
             }
             if suggested.is_empty() {
+                if let Some(run) = self.take_from_cushion(request, want) {
+                    return Ok(run);
+                }
                 let enough = self.reserved.free() >= request.min as u64;
                 return Err(if enough { AllocError::Fragmented } else { self.full() });
             }
@@ -163,7 +168,7 @@ impl Allocator {
 
     /// Searches until it succeeds or has failed without being disturbed. The number of tries is
     /// bounded because a long run may be nowhere while others free and allocate short ones.
-    fn find(&self, request: &Request, want: u32, min: u32) -> Option<BlockRun> {
+    pub(super) fn find(&self, request: &Request, want: u32, min: u32) -> Option<BlockRun> {
         const TRIES: usize = 16;
         let mut retries = 0;
         let mut run = None;

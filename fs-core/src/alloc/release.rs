@@ -165,7 +165,7 @@ impl Allocator {
                 self.limbo_blocks.fetch_sub(len as u64, Ordering::Relaxed);
                 let run = BlockRun::new(BlockNr(start), len);
                 for part in self.base.parts(run) {
-                    match self.clear_part(&mut admin, part) {
+                    match self.absorb(&mut admin, part) {
                         Ok(()) => freed += len as u64,
                         Err(error) => result = Err(error),
                     }
@@ -187,7 +187,7 @@ impl Allocator {
     }
 
     /// All of [`Self::clear_part`] but that the blocks can be claimed.
-    fn clear_bits(&self, admin: &mut Admin, part: Part) -> Result<()> {
+    pub(super) fn clear_bits(&self, admin: &mut Admin, part: Part) -> Result<()> {
         let slot = self.slots.entry(part.group.0);
         let state = slot.state();
         let run = self.base.run(part.group, part.start, part.len);

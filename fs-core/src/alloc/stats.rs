@@ -36,6 +36,8 @@ counters! {
     group_unloads,
     /// Blocks that have left limbo to be used again.
     reused_blocks,
+    /// Blocks taken from the cushion.
+    cushion_blocks,
     /// Requests refused for lack of space while blocks were in limbo.
     limbo_waits,
     /// Requests that had to wait for a reservation.
@@ -47,6 +49,10 @@ impl Counters {
         self.allocations.fetch_add(1, Ordering::Relaxed);
         self.allocated_blocks.fetch_add(blocks, Ordering::Relaxed);
         self.lost_races(retries);
+    }
+
+    pub fn cushioned(&self, blocks: u64) {
+        self.cushion_blocks.fetch_add(blocks, Ordering::Relaxed);
     }
 
     pub fn lost_races(&self, retries: u64) {

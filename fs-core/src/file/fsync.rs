@@ -88,7 +88,7 @@ impl Volume {
         if bytes > self.inline_limit() || changes.len() > most {
             return Ok(false); // it has grown since it was looked at
         }
-        if !self.hold_ways_home(&frames) {
+        if !self.places_at_home(inode, &frames, size)? {
             return Ok(false);
         }
         let pages = changes.len();

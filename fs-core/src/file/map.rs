@@ -28,28 +28,81 @@ pub(crate) struct WrittenRun {
     pub(crate) run: MappedRun,
 }
 
+/// Blocks for consecutive pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    /// First page.
+    pub(crate) page: PageNr,
+    /// The blocks, a whole page's for each but the last.
+    pub(crate) run: BlockRun,
+    /// Number of pages.
+    pub(crate) pages: u32,
+    /// The blocks are the places of the pages' frames.
+    pub(crate) own: bool,
+}
+
+impl Placed {
+    /// The pages' own parts.
+    pub(crate) fn pages_of(&self, page_blocks: u32) -> impl Iterator<Item = (PageNr, BlockRun)> + use<> {
+        let Self { page, run, pages, .. } = *self;
+        (0..pages).map(move |i| {
+            let at = i * page_blocks;
+            let len = page_blocks.min(run.len - at);
+            (PageNr(page.0 + u64::from(i)), BlockRun::new(run.start.plus(at.into()), len))
+        })
+    }
+
+    /// Whether the place of the next page continues this one.
+    pub(crate) fn joins(&self, page: PageNr, run: BlockRun, page_blocks: u32) -> bool {
+        let whole = self.run.len == self.pages * page_blocks;
+        self.own && whole && page.0 == self.page.0 + u64::from(self.pages) && run.start == self.run.end()
+    }
+
+    /// Adds the place of the next page.
+    pub(crate) fn extend(&mut self, run: BlockRun) {
+        self.run.len += run.len;
+        self.pages += 1;
+    }
+}
+
+/// Why pages are not in their new blocks.
+#[derive(Debug)]
+pub(crate) enum Unwritten {
+    /// A write has failed: all blocks are in quarantine.
+    Quarantined(FsError),
+    /// They were written, and not mapped.
+    NotMapped(FsError),
+}
+
+impl From<Unwritten> for FsError {
+    fn from(unwritten: Unwritten) -> Self {
+        match unwritten {
+            Unwritten::Quarantined(e) | Unwritten::NotMapped(e) => e,
+        }
+    }
+}
+
 impl Volume {
-    /// Writes the images (ascending by page) to blocks from `hold` and maps them, with what `update`
-    /// changes of the inode. The caller holds the pages exclusively. If it fails nothing has changed,
-    /// and the blocks are back in `hold`, but for those of a failed write: they stay in quarantine.
+    /// Writes the images (ascending by page) to their places and maps them, with what `update` changes
+    /// of the inode. The caller holds the pages exclusively. If it fails nothing has changed. Blocks of
+    /// a failed write stay in quarantine; others that are not the frames' own are back in `hold`.
     pub(crate) fn write_and_map(
         &self,
         inode: &Inode,
         images: Vec<PageImage>,
-        goal: Option<BlockNr>,
+        placed: &[Placed],
         class: IoClass,
         hold: &mut Hold,
         update: impl FnOnce(&mut InodeState) -> bool,
-    ) -> Result<()> {
-        let written = self.write_images(images, goal, class, hold)?;
-        let runs: Vec<BlockRun> = written.iter().map(|w| w.run.blocks(self.page_blocks())).collect();
+    ) -> std::result::Result<(), Unwritten> {
+        let written = self.write_images(images, placed, class).map_err(Unwritten::Quarantined)?;
         let mapped = self
             .map_changes(inode, written)
             .and_then(|(changes, grown)| self.apply_to_file(inode, changes, grown, update));
         if mapped.is_err() {
-            runs.into_iter().for_each(|run| self.return_blocks(run, hold));
+            self.take_back(placed, hold);
         }
-        mapped.map(drop)
+        mapped.map(drop).map_err(Unwritten::NotMapped)
     }
 
     /// Gives blocks back that nothing names, and no write to which has failed.
@@ -59,23 +112,19 @@ impl Volume {
         }
     }
 
-    /// Writes the images (ascending by page) to newly allocated blocks and waits. Nothing is mapped
-    /// yet. On failure the blocks are in quarantine.
+    /// Writes the images (ascending by page) to their places and waits. Nothing is mapped yet. On
+    /// failure the blocks are in quarantine.
     fn write_images(
         &self,
         images: Vec<PageImage>,
-        goal: Option<BlockNr>,
+        placed: &[Placed],
         class: IoClass,
-        hold: &mut Hold,
     ) -> Result<Vec<WrittenRun>> {
-        let lens: Vec<(PageNr, u32)> =
-            images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
-        let placed = self.place_pages(&lens, goal, hold)?;
         let mut images = images.into_iter();
         let mut requests = Vec::new();
         let mut written = Vec::new();
         let mut bytes = 0;
-        for (page, blocks, pages) in placed {
+        for &Placed { page, run: blocks, pages, .. } in placed {
             let bufs: Vec<AlignedBuf> = images.by_ref().take(pages as usize).map(|i| i.buf).collect();
             let crcs = bufs.iter().map(|b| crc32c::crc32c(b)).collect();
             let last_blocks = bufs.last().map_or(0, |b| b.len() / BLOCK_SIZE) as u8;
@@ -95,16 +144,17 @@ impl Volume {
         Ok(written)
     }
 
-    /// Finds blocks for pages in what is held: (first page, blocks, number of pages) each. Takes nothing
-    /// on failure.
+    /// Finds blocks for pages in what is held; with `last_resort`, in the cushion, too. Takes nothing on
+    /// failure.
     pub(crate) fn place_pages(
         &self,
         pages: &[(PageNr, u32)],
         mut goal: Option<BlockNr>,
         hold: &mut Hold,
-    ) -> Result<Vec<(PageNr, BlockRun, u32)>> {
+        last_resort: bool,
+    ) -> Result<Vec<Placed>> {
         let page_blocks = self.page_blocks();
-        let mut placed: Vec<(PageNr, BlockRun, u32)> = Vec::new();
+        let mut placed: Vec<Placed> = Vec::new();
         let mut rest = pages;
         while let Some((first, first_len)) = rest.first().copied() {
             // Pages that may share a run: consecutive, and only the last one short.
@@ -116,11 +166,12 @@ impl Volume {
             }
             let min = want.min(page_blocks);
             let align = if min == page_blocks { page_blocks } else { 1 };
-            let request = SpaceRequest { goal, ..SpaceRequest::new(want, min, align, Class::Data) };
+            let request =
+                SpaceRequest { goal, last_resort, ..SpaceRequest::new(want, min, align, Class::Data) };
             let run = match self.allocate_from(&request, hold) {
                 Ok(run) => run,
                 Err(e) => {
-                    placed.into_iter().for_each(|(_, run, _)| self.return_blocks(run, hold));
+                    self.take_back(&placed, hold);
                     return Err(e);
                 }
             };
@@ -135,7 +186,7 @@ impl Volume {
             }
             let run = BlockRun::new(run.start, use_blocks);
             goal = Some(run.end());
-            placed.push((first, run, use_pages));
+            placed.push(Placed { page: first, run, pages: use_pages, own: false });
             rest = &rest[use_pages as usize..];
         }
         Ok(placed)

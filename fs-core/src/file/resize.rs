@@ -237,20 +237,20 @@ impl Volume {
         let goal = self.goal_near(inode, first)?;
         let blocks = holes.len() as u64 * u64::from(self.page_blocks());
         let mut hold = self.space.alloc.hold(blocks, crate::alloc::Purpose::User)?;
-        let placed = self.place_pages(&holes, goal, &mut hold)?;
+        let placed = self.place_pages(&holes, goal, &mut hold, false)?;
         let mut grown = 0;
         let changes = placed
             .iter()
-            .map(|&(page, blocks, pages)| {
-                grown += i64::from(blocks.len);
+            .map(|p| {
+                grown += i64::from(p.run.len);
                 let last_blocks = self.page_blocks() as u8;
-                let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: None };
-                Change::MapRun { ino: inode.ino, page, run }
+                let run = MappedRun { start: p.run.start, pages: p.pages, last_blocks, crcs: None };
+                Change::MapRun { ino: inode.ino, page: p.page, run }
             })
             .collect();
         let applied = self.apply_to_file(inode, changes, grown, |_| false);
         if applied.is_err() {
-            placed.into_iter().for_each(|(_, run, _)| self.return_blocks(run, &mut hold));
+            self.take_back(&placed, &mut hold);
         }
         applied.map(drop)
     }

@@ -1,27 +1,35 @@
-//! Space for pages before they have blocks (contract C9): what a write has accepted, writeback can
+//! Space for pages before they are written (contract C9): what a write has accepted, writeback can
 //! place.
 //!
-//! A page that becomes dirty takes a [`Hold`] for what it needs beyond the blocks it has. A page whose
-//! bytes go into the journal holds all that its way home needs, for a checkpoint must not wait for
-//! space. Writeback turns the holds into blocks; for the rest, which comes back when the old blocks are
-//! free again, it draws on the reserve.
+//! A page that becomes dirty and needs more blocks than it has takes them at once: they are its
+//! *place*. So ENOSPC comes out of the write, and it does not matter how broken the free space is by
+//! the time the page is written. Writeback still looks for one run for all the pages it writes, as long
+//! as there is one. A page whose bytes go into the journal takes a place in any case, for a checkpoint
+//! must not wait for space on its way home. The others, which overwrite what is mapped, draw on the
+//! reserve and the allocator's cushion when they are written: what they take, they give back.
 
 use std::sync::Arc;
 
-use super::map::PageImage;
+use super::map::{PageImage, Placed};
 use crate::alloc::{Hold, Purpose};
 use crate::cache::{Frame, FrameData};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
-use crate::types::{BLOCK_SIZE, PageNr};
+use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, PageNr};
 use crate::volume::Volume;
 
-/// Space for consecutive pages that are about to become dirty.
-pub(crate) struct Room {
-    /// What each page gets.
-    shares: Vec<u64>,
-    hold: Hold,
+/// Places for consecutive pages that are about to become dirty. What is not used goes back.
+pub(crate) struct Room<'a> {
+    volume: &'a Volume,
+    shares: Vec<Share>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    place: Option<BlockRun>,
+    /// Blocks of the place, or that the page has.
+    covered: u32,
 }
 
 /// How far the pages' way is that the space is for.
@@ -36,90 +44,144 @@ pub(crate) enum Until {
 /// Rounds of freeing space for writeback, which must come to an end somehow.
 const ROUNDS: usize = 4;
 
-impl Room {
-    /// Gives page number `i` its share. The caller holds it exclusively.
+impl Room<'_> {
+    /// Gives page number `i` its place. The caller holds the page exclusively.
     pub(crate) fn settle_in(&mut self, i: usize, data: &mut FrameData) {
-        let share = self.shares.get_mut(i).map(std::mem::take).unwrap_or(0);
-        let Some(share) = self.hold.take(share) else { return };
-        match &mut data.hold {
-            Some(hold) => hold.merge(share),
-            none => *none = Some(share),
+        let Some(share) = self.shares.get_mut(i).map(std::mem::take) else { return };
+        if let Some(place) = share.place
+            && let Some(old) = data.place.replace(place)
+        {
+            self.volume.free_place(old);
         }
+        data.covered = data.covered.max(share.covered);
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.shares.iter().filter_map(|share| share.place).for_each(|run| self.volume.free_place(run));
     }
 }
 
 impl Volume {
-    /// Holds space for the pages `first..=last`; ENOSPC if there is none at the moment. The caller has
-    /// the pages exclusively. Never waits.
+    /// Takes places for the pages `first..=last` of a file that will have `size` bytes; ENOSPC if there
+    /// are none at the moment. The caller has the pages exclusively. May block on a reservation of
+    /// block groups.
     pub(crate) fn hold_pages(
         &self,
         inode: &Inode,
         first: PageNr,
         last: PageNr,
+        size: u64,
         until: Until,
-    ) -> Result<Room> {
-        let page_blocks = u64::from(self.page_blocks());
-        let held: Vec<Option<u64>> = {
-            let unhomed = inode.unhomed.lock();
-            let held =
-                |p| unhomed.get(&PageNr(p)).and_then(|f| f.data.read().hold.as_ref().map(Hold::blocks));
-            (first.0..=last.0).map(held).collect()
-        };
-        let has = self.blocks_of(inode, first, &held)?;
-        let (mut shares, mut user, mut over) = (Vec::with_capacity(held.len()), 0, 0);
-        for (held, has) in held.iter().zip(has) {
-            let lacks = if held.is_some() { 0 } else { page_blocks.saturating_sub(has) };
-            let rest = match until {
-                Until::Dirty => 0,
-                Until::Home => page_blocks.saturating_sub(held.unwrap_or(0) + lacks),
-            };
-            user += lacks;
-            over += rest;
-            shares.push(lacks + rest);
+    ) -> Result<Room<'_>> {
+        let count = (last.0 - first.0 + 1) as usize;
+        let mut room = Room { volume: self, shares: vec![Share::default(); count] };
+        let (mut lacking, before) = self.pages_without_place(inode, first, count, size, until);
+        if lacking.is_empty() {
+            return Ok(room);
         }
-        Ok(Room { shares, hold: self.hold_both(user, over)? })
-    }
-
-    /// Blocks that the pages from `first` on have; not looked up where something is held already.
-    fn blocks_of(&self, inode: &Inode, first: PageNr, held: &[Option<u64>]) -> Result<Vec<u64>> {
-        if held.iter().all(Option::is_some) {
-            return Ok(vec![0; held.len()]);
-        }
-        let mut entries = vec![PageEntry::Hole; held.len()];
+        let mut entries = vec![PageEntry::Hole; count];
         self.meta.pages(inode.ino, first, &mut entries)?;
-        Ok(entries.iter().map(|e| e.blocks().map_or(0, |b| b.len.into())).collect())
-    }
-
-    /// Holds new space for users, and space that comes back.
-    fn hold_both(&self, user: u64, over: u64) -> Result<Hold> {
+        let has = |page: PageNr| entries[(page.0 - first.0) as usize].blocks().map_or(0, |b| b.len.into());
+        for (page, _) in &lacking {
+            room.shares[(page.0 - first.0) as usize].covered = has(*page);
+        }
+        lacking.retain(|(page, needs)| until == Until::Home || has(*page) < *needs);
+        let user = lacking.iter().map(|(page, needs)| u64::from(needs.saturating_sub(has(*page)))).sum();
+        let over = lacking.iter().map(|(page, needs)| u64::from(has(*page).min(*needs))).sum();
         let mut hold = self.space.alloc.hold(user, Purpose::User)?;
         hold.merge(self.space.alloc.hold(over, Purpose::Overwrite)?);
-        Ok(hold)
+        let goal = match before {
+            Some(end) => Some(end),
+            None => self.goal_near(inode, first)?,
+        };
+        for placed in self.place_pages(&lacking, goal, &mut hold, false)? {
+            let pieces = placed.pages_of(self.page_blocks());
+            for (page, run) in pieces {
+                let share = &mut room.shares[(page.0 - first.0) as usize];
+                *share = Share { place: Some(run), covered: share.covered.max(run.len) };
+            }
+        }
+        Ok(room)
     }
 
-    /// Holds space for the images of consecutive pages; ENOSPC if there is none at the moment. The
-    /// caller has the pages exclusively.
-    pub(crate) fn hold_for_images(&self, inode: &Inode, first: PageNr, images: &[PageImage]) -> Result<Hold> {
+    /// The pages that need a place for a file of `size` bytes, as far as their frames tell, with the
+    /// blocks they need; and where the place of the page before them ends.
+    fn pages_without_place(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        count: usize,
+        size: u64,
+        until: Until,
+    ) -> (Vec<(PageNr, u32)>, Option<BlockNr>) {
+        let unhomed = inode.unhomed.lock();
+        let mut lacking = Vec::new();
+        for page in (first.0..first.0 + count as u64).map(PageNr) {
+            let needs = self.blocks_needed(page, size);
+            let enough = unhomed.get(&page).is_some_and(|frame| {
+                let data = frame.data.read();
+                let place = data.place.map_or(0, |run| run.len);
+                needs <= if until == Until::Home { place } else { data.covered.max(place) }
+            });
+            if !enough {
+                lacking.push((page, needs));
+            }
+        }
+        let before = first.0.checked_sub(1).and_then(|p| unhomed.get(&PageNr(p)));
+        (lacking, before.and_then(|frame| frame.data.read().place.map(|run| run.end())))
+    }
+
+    /// Blocks that a page of a file of `size` bytes needs.
+    fn blocks_needed(&self, page: PageNr, size: u64) -> u32 {
+        let valid = size.saturating_sub(self.page_size().start_of(page)).min(self.page_bytes() as u64);
+        (valid as usize).div_ceil(BLOCK_SIZE) as u32
+    }
+
+    /// Gives up a place that was not written to.
+    pub(crate) fn free_place(&self, run: BlockRun) {
+        if let Err(e) = self.space.alloc.free_unwritten(run) {
+            tracing::error!(error = %e, "the place of a page was not in use");
+        }
+    }
+
+    /// Nothing of the frame waits to be written any more. Returns whether bytes of it were in the
+    /// journal only.
+    pub(crate) fn settle_frame(&self, data: &mut FrameData) -> bool {
+        data.place.take().into_iter().for_each(|run| self.free_place(run));
+        self.cache.settle(data)
+    }
+
+    /// Holds space for the images of consecutive pages; ENOSPC if there is none at the moment. Also
+    /// tells whether all of it will come back. The caller has the pages exclusively.
+    pub(crate) fn hold_for_images(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        images: &[PageImage],
+    ) -> Result<(Hold, bool)> {
         let mut entries = vec![PageEntry::Hole; images.len()];
         self.meta.pages(inode.ino, first, &mut entries)?;
         let unhomed = inode.unhomed.lock();
         let (mut user, mut over) = (0, 0);
         for (image, entry) in images.iter().zip(&entries) {
             let needs = (image.buf.len() / BLOCK_SIZE) as u64;
-            // What a dirty page holds comes free when this write replaces it.
-            let frame = unhomed.get(&image.page);
-            let held = frame.and_then(|f| f.data.read().hold.as_ref().map(Hold::blocks)).unwrap_or(0);
-            let has = entry.blocks().map_or(0, |b| u64::from(b.len)) + held;
-            user += needs.saturating_sub(has);
-            over += needs.min(has);
+            // The place of a dirty page comes free when this write replaces it.
+            let place = unhomed.get(&image.page).and_then(|f| f.data.read().place);
+            let has = entry.blocks().map_or(0, |b| u32::from(b.len)).max(place.map_or(0, |run| run.len));
+            user += needs.saturating_sub(has.into());
+            over += needs.min(has.into());
         }
         drop(unhomed);
-        self.hold_both(user, over)
+        let mut hold = self.space.alloc.hold(user, Purpose::User)?;
+        hold.merge(self.space.alloc.hold(over, Purpose::Overwrite)?);
+        Ok((hold, user == 0))
     }
 
-    /// Adds to what a frame holds until its page can get home. Best effort: for what may not be refused.
+    /// Sets aside blocks for the way home of a frame's page. Best effort: for what may not be refused.
     pub(crate) fn hold_way_home(&self, data: &mut FrameData) {
-        let have = data.hold.as_ref().map_or(0, Hold::blocks);
+        let have = data.hold.as_ref().map_or(0, Hold::blocks) + data.place.map_or(0, |run| run.len.into());
         let missing = u64::from(self.page_blocks()).saturating_sub(have);
         let Ok(more) = self.space.alloc.hold(missing, Purpose::Essential) else { return };
         match &mut data.hold {
@@ -128,30 +190,101 @@ impl Volume {
         }
     }
 
-    /// Holds what dirty frames lack for their way home; false: there is no such space now.
-    pub(crate) fn hold_ways_home(&self, frames: &[(PageNr, Arc<Frame>)]) -> bool {
-        let page_blocks = u64::from(self.page_blocks());
-        let lacks = |data: &FrameData| {
-            let have = data.hold.as_ref().map_or(0, Hold::blocks);
-            if data.dirty.is_some() { page_blocks.saturating_sub(have) } else { 0 }
-        };
-        let total = frames.iter().map(|(_, f)| lacks(&f.data.read())).sum();
-        let Ok(mut hold) = self.space.alloc.hold(total, Purpose::Overwrite) else { return false };
-        for (_, frame) in frames {
-            let mut data = frame.data.write();
-            let lacks = lacks(&data);
-            if let Some(share) = hold.take(lacks).filter(|_| lacks > 0) {
-                match &mut data.hold {
-                    Some(hold) => hold.merge(share),
-                    none => *none = Some(share),
-                }
+    /// Takes places for dirty frames that have none, as their bytes will go into the journal; false:
+    /// there is no such space now. The caller holds the pages exclusively.
+    pub(crate) fn places_at_home(
+        &self,
+        inode: &Inode,
+        frames: &[(PageNr, Arc<Frame>)],
+        size: u64,
+    ) -> Result<bool> {
+        for (page, frame) in frames {
+            if frame.data.read().dirty.is_none() {
+                continue;
+            }
+            match self.hold_pages(inode, *page, *page, size, Until::Home) {
+                Ok(mut room) => room.settle_in(0, &mut frame.data.write()),
+                Err(e) if is_full(&e) => return Ok(false),
+                Err(e) => return Err(e),
             }
         }
-        true
+        Ok(true)
+    }
+
+    /// Where to write the images of frames: in one run if there is one, else in the frames' places; and
+    /// what is missing, in space from the reserve, which may be what they held. Takes nothing on failure.
+    pub(crate) fn place_images(
+        &self,
+        frames: &[(PageNr, Arc<Frame>)],
+        images: &[PageImage],
+        goal: Option<BlockNr>,
+        hold: &mut Hold,
+    ) -> Result<Vec<Placed>> {
+        let lens: Vec<(PageNr, u32)> =
+            images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
+        let place_of = |page: PageNr| {
+            let at = frames.binary_search_by_key(&page, |(p, _)| *p).ok()?;
+            frames[at].1.data.read().place
+        };
+        let mut placed: Vec<Placed> = Vec::new();
+        let mut i = 0;
+        while i < lens.len() {
+            let (page, len) = lens[i];
+            if let Some(run) = place_of(page).filter(|run| run.len >= len) {
+                let run = BlockRun::new(run.start, len);
+                let follows = placed.last_mut().filter(|p| p.joins(page, run, self.page_blocks()));
+                match follows {
+                    Some(last) => last.extend(run),
+                    None => placed.push(Placed { page, run, pages: 1, own: true }),
+                }
+                i += 1;
+                continue;
+            }
+            let n = lens[i..].iter().take_while(|(p, len)| place_of(*p).is_none_or(|r| r.len < *len)).count();
+            let rest = &lens[i..i + n];
+            let blocks = rest.iter().map(|(_, len)| u64::from(*len)).sum();
+            match self.top_up(hold, blocks).and_then(|()| self.place_pages(rest, goal, hold, true)) {
+                Ok(more) => placed.extend(more),
+                Err(e) => {
+                    self.take_back(&placed, hold);
+                    return Err(e);
+                }
+            }
+            i += n;
+        }
+        Ok(self.in_one_run(&lens, goal, &placed).unwrap_or(placed))
+    }
+
+    /// A better layout for pages whose places are apart, if there is space to spare.
+    fn in_one_run(
+        &self,
+        lens: &[(PageNr, u32)],
+        goal: Option<BlockNr>,
+        placed: &[Placed],
+    ) -> Option<Vec<Placed>> {
+        if placed.len() < 2 || placed.iter().any(|p| !p.own) {
+            return None;
+        }
+        let blocks: u64 = lens.iter().map(|(_, len)| u64::from(*len)).sum();
+        if self.space.alloc.available_blocks(Purpose::User) / 16 < blocks {
+            return None;
+        }
+        let mut hold = self.space.alloc.hold(blocks, Purpose::User).ok()?;
+        let better = self.place_pages(lens, goal, &mut hold, false).ok()?;
+        if better.len() * 2 > placed.len() {
+            self.take_back(&better, &mut hold);
+            return None;
+        }
+        Some(better)
+    }
+
+    /// Gives back what was taken for pages and not written to; frames keep their own places.
+    pub(crate) fn take_back(&self, placed: &[Placed], hold: &mut Hold) {
+        placed.iter().filter(|p| !p.own).for_each(|p| self.return_blocks(p.run, hold));
     }
 
     /// Makes a hold at least as large as what will be written; what comes back is not the users'.
-    pub(crate) fn top_up(&self, hold: &mut Hold, blocks: u64) -> Result<()> {
+    fn top_up(&self, hold: &mut Hold, blocks: u64) -> Result<()> {
         let missing = blocks.saturating_sub(hold.blocks());
         let more = self.space.alloc.hold(missing, Purpose::Overwrite).or_else(|_| {
             self.reclaim_limbo()?;

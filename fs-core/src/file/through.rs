@@ -43,12 +43,14 @@ impl Volume {
             .collect::<Result<Vec<_>>>()?;
         let pages = images.len();
         let goal = self.goal_near(inode, first)?;
-        let mut hold = self.hold_for_images(inode, first, &images)?;
+        let (mut hold, comes_back) = self.hold_for_images(inode, first, &images)?;
+        let lens: Vec<_> = images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
+        let placed = self.place_pages(&lens, goal, &mut hold, comes_back)?;
         let now = self.env.now();
         // The last page's image may hold bytes behind this write that were only in the cache until
         // now: they are on the device with it.
         let covered = new_size.min(page_size.start_of(last) + page_size.bytes() as u64);
-        self.write_and_map(inode, images, goal, IoClass::Data, &mut hold, |state| {
+        self.write_and_map(inode, images, &placed, IoClass::Data, &mut hold, |state| {
             state.item.size = state.item.size.max(end);
             let grows = state.disk_size < covered;
             state.disk_size = state.disk_size.max(covered);
@@ -106,7 +108,7 @@ impl Volume {
         let gone: Vec<PageNr> = unhomed.range(first..=last).map(|(p, _)| *p).collect();
         for page in gone {
             if let Some(frame) = unhomed.remove(&page) {
-                self.cache.settle(&mut frame.data.write());
+                self.settle_frame(&mut frame.data.write());
             }
         }
         drop(unhomed);

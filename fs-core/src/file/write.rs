@@ -84,7 +84,8 @@ impl Volume {
         self.with_room(|| {
             let _admitted = flags.kill_priv.then(|| self.admit()).transpose()?;
             let _range = inode.ranges.lock(first, last, true);
-            let room = self.hold_pages(inode, first, last, Until::Dirty)?;
+            let size = inode.state.lock().item.size.max(offset + data.len() as u64);
+            let room = self.hold_pages(inode, first, last, size, Until::Dirty)?;
             self.fill_frames(inode, offset, data, flags, room)
         })
     }
@@ -102,7 +103,8 @@ impl Volume {
             let _range = inode.ranges.lock(first, last, true);
             let dirty = self.dirty_pages_in(inode, first, last) * self.page_bytes();
             if dirty + data.len() <= self.inline_limit() {
-                match self.hold_pages(inode, first, last, Until::Home) {
+                let size = inode.state.lock().item.size.max(offset + data.len() as u64);
+                match self.hold_pages(inode, first, last, size, Until::Home) {
                     Ok(room) => {
                         self.fill_frames(inode, offset, data, flags, room)?;
                         self.inline_frames(inode, first, last, pages as usize)?;
@@ -126,7 +128,7 @@ impl Volume {
         offset: u64,
         data: &[u8],
         flags: IoFlags,
-        mut room: Room,
+        mut room: Room<'_>,
     ) -> Result<()> {
         let page_size = self.page_size();
         let first = page_size.page_of(offset);

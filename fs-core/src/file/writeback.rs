@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use blockdev::{AlignedBuf, IoClass};
 
-use super::map::PageImage;
+use super::map::{PageImage, Placed, Unwritten};
 use super::room::is_full;
 use crate::alloc::{Hold, Purpose};
 use crate::cache::Frame;
 use crate::error::{FsError, Result};
 use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
-use crate::types::{BLOCK_SIZE, Ino, PageNr};
+use crate::types::{BLOCK_SIZE, BlockRun, Ino, PageNr};
 use crate::volume::Volume;
 
 /// Most bytes written and mapped in one step.
@@ -133,7 +133,7 @@ impl Volume {
             if mutants::active(Mutant::CleanBeforeWrite) {
                 self.clean(inode, frames);
             }
-            self.write_from_holds(inode, frames, images, |state| {
+            self.write_from_places(inode, frames, images, |state| {
                 let grows = state.disk_size < covered;
                 state.disk_size = state.disk_size.max(covered);
                 grows
@@ -145,10 +145,10 @@ impl Volume {
         Ok(n)
     }
 
-    /// Writes and maps the images in what their frames hold. What the old blocks give back comes from
-    /// the reserve: the write was accepted when it was buffered. On failure the frames hold what they
-    /// held before, but for blocks that are in quarantine.
-    fn write_from_holds(
+    /// Writes and maps the images in the places of their frames. What is missing comes from the reserve:
+    /// the write was accepted when it was buffered. On failure the frames have what they had before, but
+    /// for blocks that are in quarantine.
+    fn write_from_places(
         &self,
         inode: &Inode,
         frames: &[(PageNr, Arc<Frame>)],
@@ -156,7 +156,6 @@ impl Volume {
         update: impl FnOnce(&mut InodeState) -> bool,
     ) -> Result<()> {
         let goal = self.goal_near(inode, images[0].page)?;
-        let blocks = images.iter().map(|i| (i.buf.len() / BLOCK_SIZE) as u64).sum();
         let mut hold = self.space.alloc.hold(0, Purpose::Overwrite)?;
         let mut shares = Vec::with_capacity(frames.len());
         for (_, frame) in frames {
@@ -164,9 +163,13 @@ impl Volume {
             shares.push(share.as_ref().map(Hold::blocks));
             share.into_iter().for_each(|share| hold.merge(share));
         }
-        let outcome = self
-            .top_up(&mut hold, blocks)
-            .and_then(|()| self.write_and_map(inode, images, goal, IoClass::Background, &mut hold, update));
+        let outcome = self.place_images(frames, &images, goal, &mut hold).and_then(|placed| {
+            let outcome = self.write_and_map(inode, images, &placed, IoClass::Background, &mut hold, update);
+            if !matches!(outcome, Err(Unwritten::NotMapped(_))) {
+                self.leave_places(frames, &placed);
+            }
+            outcome.map_err(FsError::from)
+        });
         if outcome.is_err() {
             for ((_, frame), share) in frames.iter().zip(shares) {
                 frame.data.write().hold = share.and_then(|n| hold.take(n.min(hold.blocks())));
@@ -175,12 +178,25 @@ impl Volume {
         outcome
     }
 
+    /// The places that were written to are no longer the frames': they belong to the file, or are in
+    /// quarantine. What of them was not needed is free.
+    fn leave_places(&self, frames: &[(PageNr, Arc<Frame>)], placed: &[Placed]) {
+        for (page, run) in placed.iter().filter(|p| p.own).flat_map(|p| p.pages_of(self.page_blocks())) {
+            let Ok(at) = frames.binary_search_by_key(&page, |(p, _)| *p) else { continue };
+            if let Some(place) = frames[at].1.data.write().place.take()
+                && place.len > run.len
+            {
+                self.free_place(BlockRun::new(run.end(), place.len - run.len));
+            }
+        }
+    }
+
     /// The frames are at home: returns how many had bytes in the journal.
     fn clean(&self, inode: &Inode, frames: &[(PageNr, Arc<Frame>)]) -> usize {
         let mut homed = 0;
         let mut unhomed = inode.unhomed.lock();
         for (page, frame) in frames {
-            homed += usize::from(self.cache.settle(&mut frame.data.write()));
+            homed += usize::from(self.settle_frame(&mut frame.data.write()));
             unhomed.remove(page);
         }
         homed

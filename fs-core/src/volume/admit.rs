@@ -162,6 +162,11 @@ impl Volume {
                 }
                 waits += 1;
             }
+            if purpose == Purpose::User {
+                // Dirty pages may have taken more than they need.
+                let written = self.writeback_some(usize::MAX).map(drop);
+                self.excuse(written)?;
+            }
             if let Err(e) = self.checkpoint_again().and_then(|()| self.publish_durable()) {
                 self.check_writable()?;
                 refused = e;

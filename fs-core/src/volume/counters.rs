@@ -57,6 +57,8 @@ counters! {
     direct_pages,
     /// Blocks that were allocated again after having been freed in this mount.
     blocks_reused,
+    /// Blocks taken from the cushion, as no other run was free (contract C9).
+    cushion_blocks,
     /// Blocks out of use until the next mount, because a write to them failed (rule R1).
     quarantined_blocks,
     /// Data pages that did not match their checksum.

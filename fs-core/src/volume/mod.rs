@@ -158,7 +158,9 @@ impl Volume {
     pub fn counters(&self) -> CounterValues {
         let mut values = self.counters.read();
         values.journal_wraps = self.commit.journal.lock().wraps();
-        values.blocks_reused = self.space.alloc.stats().reused_blocks;
+        let stats = self.space.alloc.stats();
+        values.blocks_reused = stats.reused_blocks;
+        values.cushion_blocks = stats.cushion_blocks;
         values.quarantined_blocks = self.space.alloc.quarantined_blocks();
         values
     }

@@ -26,7 +26,13 @@ use crate::fs::InodeTable;
 use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
 use crate::tree::{NodeCache, TreeReader, TreeRoot};
-use crate::types::{BlockNr, BlockRun, Epoch};
+use crate::types::{BlockNr, BlockRun, Epoch, NODE_BLOCKS};
+
+/// Blocks that are kept in runs of a page or node, for what must not fail on a full volume: the largest
+/// atomic write, and the nodes of a small checkpoint.
+const CUSHION_BLOCKS: u32 = 320;
+/// Attempts at finding groups for them.
+const CUSHION_ROUNDS: usize = 8;
 
 /// The tree and its pending list, as a recovered volume has them.
 pub(crate) fn tree_state(recovered: &mut Recovered) -> TreeState {
@@ -151,10 +157,13 @@ impl Volume {
             end: BlockNr(geometry.total_blocks),
         });
         let free = base.free_blocks.saturating_add_signed(-used_blocks);
+        let unit = sb.page_size.blocks().max(NODE_BLOCKS);
         let space = {
             let config = Config {
                 takeover_groups: sb.takeover_groups,
                 reserve_blocks: sb.reserve_blocks,
+                cushion_unit: unit,
+                cushion_units: (CUSHION_BLOCKS / unit) as usize,
                 ..Config::for_volume(&geometry)
             };
             let alloc = Allocator::new(geometry, config, loader.clone())?;
@@ -183,9 +192,14 @@ impl Volume {
             space.note_reserved(&groups);
             segments = ring;
             // The claim reserves the first groups, too.
-            if let Some(groups) = space.alloc.needs_more() {
+            let mut groups = space.alloc.needs_more().unwrap_or_default();
+            for _ in 0..CUSHION_ROUNDS {
                 space.note_reserved(&groups);
                 space.alloc.reserve_done(&groups)?;
+                groups = space.alloc.fill_cushion()?;
+                if groups.is_empty() {
+                    break;
+                }
             }
         }
         if !options.read_only {

@@ -1,5 +1,8 @@
 //! A full volume (contract C9).
 
+mod rig;
+mod ways;
+
 use std::sync::Arc;
 
 use blockdev::{BlockDevice, RamDevice};

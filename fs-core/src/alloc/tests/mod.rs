@@ -1,5 +1,6 @@
 //! Tests of the allocator as a whole.
 
+mod cushion;
 mod lifecycle;
 mod loom_words;
 mod model;
@@ -75,6 +76,8 @@ pub(super) fn config() -> Config {
     Config {
         takeover_groups: 0,
         reserve_blocks: 0,
+        cushion_unit: 4,
+        cushion_units: 0,
         low_water_blocks: 0,
         batch_blocks: GROUP as u64,
         max_loaded_groups: 1 << 20,
