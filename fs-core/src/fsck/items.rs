@@ -2,7 +2,8 @@
 
 use super::data::DataChecker;
 use super::merge::{Item, Pages};
-use super::report::{Findings, ProblemKind};
+use super::report::{Findings, ProblemKind, run_text};
+use super::reserved::Reserved;
 use super::space::Space;
 use super::table::Table;
 use super::xattrs::Xattrs;
@@ -40,6 +41,7 @@ pub(super) struct ItemCheck<'a> {
     pub(super) findings: Findings,
     pub(super) table: Table,
     pub(super) space: Space,
+    pub(super) reserved: Reserved,
     pub(super) stats: Stats,
     pub(super) data: Option<DataChecker<'a>>,
 }
@@ -49,11 +51,12 @@ impl<'a> ItemCheck<'a> {
         sb: &'a Superblock,
         next_ino: Ino,
         space: Space,
+        reserved: Reserved,
         findings: Findings,
         data: Option<DataChecker<'a>>,
     ) -> Self {
         let (table, stats) = (Table::default(), Stats::default());
-        Self { sb, next_ino, current: None, findings, table, space, stats, data }
+        Self { sb, next_ino, current: None, findings, table, space, reserved, stats, data }
     }
 
     /// The next item.
@@ -182,6 +185,11 @@ impl<'a> ItemCheck<'a> {
                 format!("page {page} of inode {}", key.ino)
             });
             self.stats.data_blocks += len;
+            if self.reserved.is_violated(blocks.birth, run) {
+                self.findings.add(ProblemKind::Reservation, Some(key.ino), Some(run.start), || {
+                    format!("page {page} is in {}, in a group that its epoch has not reserved", run_text(run))
+                });
+            }
             if let Some(c) = &mut self.current {
                 c.blocks += len;
                 if matches!(entry, PageEntry::Mapped(..)) {

@@ -12,6 +12,7 @@ mod merge;
 mod owners;
 mod paths;
 mod report;
+mod reserved;
 mod space;
 mod table;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use crate::volume::{Recovered, read_superblock, recover, tree_state};
 use data::DataChecker;
 use items::ItemCheck;
 use report::Findings;
+use reserved::Reserved;
 use space::Space;
 
 /// Items between two calls of the progress function.
@@ -98,7 +100,8 @@ fn check_recovered(
         space.claim(*run, None, &mut findings, || "the journal or the pending list".into());
     }
     let data = options.data.then(|| DataChecker::new(device.as_ref(), sb.page_size.bytes()));
-    let mut items = ItemCheck::new(&sb, recovered.next_ino, space, findings, data);
+    let reserved = Reserved::new(&recovered);
+    let mut items = ItemCheck::new(&sb, recovered.next_ino, space, reserved, findings, data);
     let cache = NodeCache::new(device.clone(), sb.uuid, CACHE_BYTES);
     let reader = TreeReader::new(Arc::new(cache)).with_class(blockdev::IoClass::Background);
     scan(&reader, &tree, &recovered, options, &mut items);
@@ -164,15 +167,16 @@ impl TreeVisitor for Visitor<'_, '_> {
         let run = BlockRun::new(ptr.addr, NODE_BLOCKS);
         items.space.claim(run, None, &mut items.findings, || "a tree node".into());
         let slot = &self.recovered.slot;
+        let (findings, reserved) = (&mut items.findings, &items.reserved);
         let mut wrong = |kind, what: &str| {
-            items.findings.add(kind, None, Some(ptr.addr), || {
+            findings.add(kind, None, Some(ptr.addr), || {
                 format!("tree node at block {} of epoch {}, {what}", ptr.addr, node.epoch())
             });
         };
         if ptr.birth > slot.checkpoint_lsn || node.epoch() > slot.epoch {
             wrong(ProblemKind::Node, "is younger than the root");
         }
-        if node.epoch() == slot.epoch && !is_reserved(self.recovered, run) {
+        if node.epoch() == slot.epoch && !reserved.covers(run) {
             wrong(ProblemKind::Reservation, "is in a block group which that epoch has not reserved");
         }
     }
@@ -191,16 +195,6 @@ impl TreeVisitor for Visitor<'_, '_> {
     fn bad(&mut self, ptr: NodePtr, _expected: &Expected, error: FsError) {
         self.items.bad_node(&error, ptr.addr);
     }
-}
-
-/// The running epoch has reserved the groups of this run (rule R2).
-fn is_reserved(recovered: &Recovered, run: BlockRun) -> bool {
-    let size = u64::from(recovered.superblock.group_blocks);
-    let in_slot = recovered.slot.reserved.iter().map(|r| (r.first.0, r.count));
-    let all = in_slot.chain(recovered.delta.reserved.iter().map(|(first, n)| (first.0, *n)));
-    let (first, last) = (run.start.0 / size, run.end().0.saturating_sub(1) / size);
-    let mut covered = all.map(|(at, n)| (at, at.saturating_add(n.into())));
-    covered.any(|(from, to)| (from..to).contains(&first) && (from..to).contains(&last))
 }
 
 fn finish_stats(

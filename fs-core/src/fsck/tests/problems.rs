@@ -300,6 +300,14 @@ fn blocks_that_the_bitmaps_show_wrongly() {
 }
 
 #[test]
+fn data_outside_of_what_its_epoch_has_reserved() {
+    let rig = Rig::new();
+    let last_group = (64 << 20) / 4096 - 512;
+    rig.map(rig.file, 9, BlockNr(last_group));
+    expect(&rig.problems(), ProblemKind::Reservation, "/d/f: page 9 is in blocks");
+}
+
+#[test]
 fn blocks_used_many_times_over_end_the_check() {
     let rig = Rig::new();
     let start = rig.v.superblock.first_data_block;
