@@ -16,6 +16,7 @@ mod fs;
 pub mod fsck;
 mod journal;
 pub mod mutants;
+pub mod repair;
 pub mod tree;
 mod types;
 mod volume;

@@ -6,6 +6,7 @@ pub mod faults;
 pub mod machine;
 pub mod model;
 pub mod ops;
+pub mod repair;
 pub mod rng;
 pub mod run;
 pub mod runner;

@@ -194,7 +194,7 @@ fn fsck_says_why_it_cannot_check() {
     v.fails(&["fsck", "-n", "IMAGE"], 8, &["volume.img"]);
     File::create(v.image()).unwrap().set_len(64 << 20).unwrap();
     v.fails(&["fsck", "-n", "IMAGE"], 8, &["volume.img", "not a dbfs volume"]);
-    v.fails(&["fsck", "IMAGE"], 16, &["-n"]);
+    v.fails(&["fsck", "-n", "-y", "IMAGE"], 16, &["-y"]);
     v.fails(&["fsck", "-n"], 16, &["VOLUME"]);
 }
 

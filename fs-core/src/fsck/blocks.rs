@@ -17,30 +17,83 @@ enum Bits {
 
 /// A set of blocks.
 #[derive(Debug, Default)]
-pub(super) struct BlockSet {
+pub(crate) struct BlockSet {
     pieces: BTreeMap<u64, Bits>,
     len: u64,
 }
 
 impl BlockSet {
     /// Number of blocks in it.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
     /// Replaces a whole piece.
-    pub(super) fn set_piece(&mut self, piece: u64, words: &Piece) {
+    pub(crate) fn set_piece(&mut self, piece: u64, words: &Piece) {
         self.len -= ones(&self.words(piece));
         self.len += ones(words);
         self.store(piece, *words);
     }
 
-    fn words(&self, piece: u64) -> Piece {
+    /// The bits of a piece.
+    pub(crate) fn words(&self, piece: u64) -> Piece {
         match self.pieces.get(&piece) {
             None => NONE,
             Some(Bits::All) => [u64::MAX; NONE.len()],
             Some(Bits::Some(words, _)) => **words,
         }
+    }
+
+    /// The pieces that have blocks in it.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = u64> + '_ {
+        self.pieces.keys().copied()
+    }
+
+    /// All blocks of the run are in it.
+    pub(crate) fn contains(&self, run: BlockRun) -> bool {
+        (run.start.0..run.end().0).all(|b| self.has(b))
+    }
+
+    /// Some block of the run is in it.
+    pub(crate) fn touches(&self, run: BlockRun) -> bool {
+        self.last_in(run).is_some()
+    }
+
+    /// The last block of the run that is in it.
+    pub(crate) fn last_in(&self, run: BlockRun) -> Option<BlockNr> {
+        (run.start.0..run.end().0).rev().find(|b| self.has(*b)).map(BlockNr)
+    }
+
+    fn has(&self, block: u64) -> bool {
+        match self.pieces.get(&(block / BITMAP_BLOCKS)) {
+            None => false,
+            Some(Bits::All) => true,
+            Some(Bits::Some(words, _)) => {
+                let bit = block % BITMAP_BLOCKS;
+                words[(bit / 64) as usize] & 1 << (bit % 64) != 0
+            }
+        }
+    }
+
+    /// Calls `f` with each maximal run.
+    pub(crate) fn for_each(&self, f: &mut dyn FnMut(BlockRun)) {
+        self.without(&BlockSet::default(), &mut |run| {
+            f(run);
+            true
+        });
+    }
+
+    /// Calls `f` with runs of the blocks that are in both.
+    pub(crate) fn common(&self, other: &BlockSet, f: &mut dyn FnMut(BlockRun)) {
+        let mut rest = BlockSet::default();
+        self.without(other, &mut |run| {
+            rest.set(run, true);
+            true
+        });
+        self.without(&rest, &mut |run| {
+            f(run);
+            true
+        });
     }
 
     fn store(&mut self, piece: u64, words: Piece) {
@@ -52,7 +105,7 @@ impl BlockSet {
     }
 
     /// Puts a run in or takes it out. Returns the first part of it, if any, that was so already.
-    pub(super) fn set(&mut self, run: BlockRun, used: bool) -> Option<BlockRun> {
+    pub(crate) fn set(&mut self, run: BlockRun, used: bool) -> Option<BlockRun> {
         let mut already: Option<BlockRun> = None;
         let (mut at, end) = (run.start.0, run.end().0);
         while at < end {
@@ -100,9 +153,14 @@ impl BlockSet {
         }
     }
 
+    /// Puts a run in.
+    pub(crate) fn add(&mut self, run: BlockRun) {
+        self.set(run, true);
+    }
+
     /// Calls `f` with each maximal run of blocks that are in `self` and not in `other`, until it
     /// returns false.
-    pub(super) fn without(&self, other: &BlockSet, f: &mut dyn FnMut(BlockRun) -> bool) {
+    pub(crate) fn without(&self, other: &BlockSet, f: &mut dyn FnMut(BlockRun) -> bool) {
         let mut open: Option<BlockRun> = None;
         for (&piece, bits) in &self.pieces {
             if matches!((bits, other.pieces.get(&piece)), (Bits::All, Some(Bits::All))) {

@@ -23,21 +23,23 @@ struct Page {
 }
 
 /// Gathers neighbouring pages into large reads.
-pub(super) struct DataChecker<'a> {
+pub(crate) struct DataChecker<'a> {
     device: &'a dyn BlockDevice,
     page_bytes: u64,
     /// Pages whose blocks follow each other; not yet asked for.
     open: Vec<Page>,
     reads: Vec<(Vec<Page>, Pending)>,
+    /// Pages that are not what their checksum says, as far as they have not been taken.
+    bad: Vec<(Ino, PageNr)>,
 }
 
 impl<'a> DataChecker<'a> {
-    pub(super) fn new(device: &'a dyn BlockDevice, page_bytes: usize) -> Self {
-        Self { device, page_bytes: page_bytes as u64, open: Vec::new(), reads: Vec::new() }
+    pub(crate) fn new(device: &'a dyn BlockDevice, page_bytes: usize) -> Self {
+        Self { device, page_bytes: page_bytes as u64, open: Vec::new(), reads: Vec::new(), bad: Vec::new() }
     }
 
     /// A page whose blocks lie on the device.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         ino: Ino,
         page: PageNr,
@@ -71,9 +73,14 @@ impl<'a> DataChecker<'a> {
     }
 
     /// Verifies all that was added.
-    pub(super) fn flush(&mut self, findings: &mut Findings, stats: &mut Stats) {
+    pub(crate) fn flush(&mut self, findings: &mut Findings, stats: &mut Stats) {
         self.submit(findings, stats);
         self.drain(findings, stats);
+    }
+
+    /// The pages found bad since this was last called.
+    pub(crate) fn take_bad(&mut self) -> Vec<(Ino, PageNr)> {
+        std::mem::take(&mut self.bad)
     }
 
     fn drain(&mut self, findings: &mut Findings, stats: &mut Stats) {
@@ -90,11 +97,12 @@ impl<'a> DataChecker<'a> {
         }
     }
 
-    fn read_one(&self, page: &Page, findings: &mut Findings, stats: &mut Stats) {
+    fn read_one(&mut self, page: &Page, findings: &mut Findings, stats: &mut Stats) {
         let buf = AlignedBuf::zeroed(page.run.bytes());
         match self.device.read_at(page.run.start.offset(), buf, IoClass::Background) {
             Ok(buf) => self.verify(page, &buf, findings, stats),
             Err(e) => {
+                self.bad.push((page.ino, page.page));
                 let at = page.page.0.saturating_mul(self.page_bytes);
                 findings.add(ProblemKind::Device, Some(page.ino), Some(page.run.start), || {
                     format!("the page at offset {at} cannot be read: {}", text(&FsError::from(e)))
@@ -103,11 +111,12 @@ impl<'a> DataChecker<'a> {
         }
     }
 
-    fn verify(&self, page: &Page, buf: &[u8], findings: &mut Findings, stats: &mut Stats) {
+    fn verify(&mut self, page: &Page, buf: &[u8], findings: &mut Findings, stats: &mut Stats) {
         stats.verified_pages += 1;
         debug_assert_eq!(buf.len() % BLOCK_SIZE, 0);
         let found = crc32c::crc32c(buf);
         if found != page.crc {
+            self.bad.push((page.ino, page.page));
             let at = page.page.0.saturating_mul(self.page_bytes);
             findings.add(ProblemKind::DataChecksum, Some(page.ino), Some(page.run.start), || {
                 format!(

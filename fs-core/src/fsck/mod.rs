@@ -16,7 +16,7 @@ mod reserved;
 mod space;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod xattrs;
 
 use std::ops::ControlFlow;
@@ -26,9 +26,12 @@ use blockdev::BlockDevice;
 
 pub use report::{MAX_PROBLEMS, Problem, ProblemKind, Report, Stats, VolumeSummary};
 
+pub(crate) use blocks::BlockSet;
+pub(crate) use data::DataChecker;
 pub(crate) use fixed::{FoundSlot, for_each_slot, read_copy};
 pub(crate) use merge::{Item, Merge, Pages};
-pub(crate) use report::escape;
+pub(crate) use paths::Names;
+pub(crate) use report::{Findings, escape};
 
 use crate::error::{FsError, Result};
 use crate::format::bitmap::decode_piece;
@@ -38,9 +41,7 @@ use crate::tree::{NodeCache, TreeReader, TreeVisitor};
 use crate::types::{BLOCK_SIZE, BlockRun, Ino, NODE_BLOCKS, NODE_SIZE};
 use crate::volume::meta::TreeState;
 use crate::volume::{Recovered, read_superblock, recover, tree_state};
-use data::DataChecker;
 use items::ItemCheck;
-use report::Findings;
 use reserved::Reserved;
 use space::Space;
 
@@ -76,7 +77,7 @@ pub fn check(device: &Arc<dyn BlockDevice>, options: &CheckOptions<'_>) -> Resul
     let mut findings = Findings::default();
     fixed::check_superblocks(device.as_ref(), &sb, &mut findings);
     match recover(device.as_ref()) {
-        Ok(recovered) => Ok(check_recovered(device, options, recovered, findings)),
+        Ok(recovered) => Ok(check_recovered(device, options, recovered, findings, &[]).0),
         Err(e) => {
             findings.volume(ProblemKind::Recovery, || text(&e));
             let (problems, more_problems) = findings.finish(|_| None);
@@ -85,12 +86,23 @@ pub fn check(device: &Arc<dyn BlockDevice>, options: &CheckOptions<'_>) -> Resul
     }
 }
 
+/// As [`check`], for a volume that can be recovered; gives the paths of `inodes`, too.
+pub(crate) fn check_and_name(
+    device: &Arc<dyn BlockDevice>,
+    options: &CheckOptions<'_>,
+    inodes: &[Ino],
+) -> Result<(Report, Names)> {
+    let recovered = recover(device.as_ref())?;
+    Ok(check_recovered(device, options, recovered, Findings::default(), inodes))
+}
+
 fn check_recovered(
     device: &Arc<dyn BlockDevice>,
     options: &CheckOptions<'_>,
     mut recovered: Recovered,
     mut findings: Findings,
-) -> Report {
+    inodes: &[Ino],
+) -> (Report, Names) {
     let tree = tree_state(&mut recovered);
     let sb = recovered.superblock.clone();
     let mut notes = fixed::check_slots(device.as_ref(), &sb, &recovered.slot, &mut findings);
@@ -112,9 +124,10 @@ fn check_recovered(
         notes.extend(owners::name(space.used_twice(), &kept, &reader, &tree, &recovered));
     }
     let volume = summary(&sb, &recovered);
-    let names = paths::resolve(findings.inodes(), &table, &reader, &tree, &recovered.delta, &sb);
+    let wanted = findings.inodes().chain(inodes.iter().copied());
+    let names = paths::resolve(wanted, &table, &reader, &tree, &recovered.delta, &sb);
     let (problems, more_problems) = findings.finish(|ino| names.path(ino));
-    Report { problems, more_problems, notes, volume: Some(volume), stats }
+    (Report { problems, more_problems, notes, volume: Some(volume), stats }, names)
 }
 
 /// Blocks in use beside the tree: journals and the pending list. No bitmap marks them.

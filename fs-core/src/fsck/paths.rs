@@ -17,11 +17,11 @@ const MAX_DEPTH: usize = 256;
 
 /// Names that were looked up: inode to the directory and the name in it.
 #[derive(Debug, Default)]
-pub(super) struct Names(BTreeMap<Ino, (Ino, Vec<u8>)>);
+pub(crate) struct Names(BTreeMap<Ino, (Ino, Vec<u8>)>);
 
 impl Names {
     /// The path of an inode from the root; `None` if it has no name that was found.
-    pub(super) fn path(&self, ino: Ino) -> Option<String> {
+    pub(crate) fn path(&self, ino: Ino) -> Option<String> {
         if ino == Ino::ROOT {
             return Some("/".into());
         }

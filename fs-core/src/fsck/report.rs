@@ -167,7 +167,7 @@ impl Report {
 
 /// Collects problems, a bounded number of them.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     problems: Vec<Problem>,
     more: u64,
     /// Parts of the metadata could not be read: what depends on all of it cannot be judged.

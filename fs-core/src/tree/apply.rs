@@ -8,6 +8,7 @@
 //!
 //! So memory is bounded by a few nodes for each level, whatever the number of changes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use blockdev::AlignedBuf;
@@ -85,12 +86,26 @@ pub fn apply<'c>(
     changes: impl IntoIterator<Item = (Key, ItemChange<'c>)>,
     sink: &mut dyn NodeSink,
 ) -> Result<TreeRoot> {
+    apply_without(reader, root, context, &HashSet::new(), changes, sink)
+}
+
+/// As [`apply`], for a damaged tree: the nodes `lost` are taken for empty. A change in the range of
+/// each, if only the removal of what is not there, makes sure that nothing leads to them any more.
+pub fn apply_without<'c>(
+    reader: &TreeReader,
+    root: &TreeRoot,
+    context: &ApplyContext,
+    lost: &HashSet<NodePtr>,
+    changes: impl IntoIterator<Item = (Key, ItemChange<'c>)>,
+    sink: &mut dyn NodeSink,
+) -> Result<TreeRoot> {
     if !root.is_plausible() {
         return Err(FsError::Volume(format!("impossible root of the tree: {root:?}")));
     }
     let mut changes = changes.into_iter().fuse();
     let mut apply = Apply {
         reader,
+        lost,
         stamp: Stamp { volume: reader.cache().volume(), epoch: context.epoch, birth: context.birth },
         fill: CAPACITY * usize::from(context.fill_percent.clamp(50, 100)) / 100,
         changes: Changes::new(&mut changes),
@@ -109,6 +124,8 @@ pub fn apply<'c>(
 
 struct Apply<'a, 'c> {
     reader: &'a TreeReader,
+    /// Nodes that are not there.
+    lost: &'a HashSet<NodePtr>,
     stamp: Stamp,
     /// Bytes to put into each node of a long run.
     fill: usize,
@@ -121,6 +138,9 @@ struct Apply<'a, 'c> {
 impl Apply<'_, '_> {
     /// Takes an old node apart into the packer of its level, with the changes in its range.
     fn rewrite(&mut self, ptr: NodePtr, expected: &Expected) -> Result<()> {
+        if self.lost.contains(&ptr) {
+            return self.insert_below(expected.below);
+        }
         let node = self.reader.load(ptr, expected)?;
         self.sink.freed(ptr);
         if node.level() == 0 {

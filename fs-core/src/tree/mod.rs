@@ -17,7 +17,7 @@ mod read;
 mod tests;
 mod verify;
 
-pub use apply::{ApplyContext, NodeSink, apply, worst_case_nodes};
+pub use apply::{ApplyContext, NodeSink, apply, apply_without, worst_case_nodes};
 pub use cache::{CacheStats, NodeCache};
 pub use changes::ItemChange;
 pub use read::{TreeReader, ValueRef};

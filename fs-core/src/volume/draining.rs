@@ -15,7 +15,7 @@ use crate::types::GroupNr;
 
 /// What a new epoch must not write to.
 #[derive(Debug, Default)]
-pub(super) struct Draining {
+pub(crate) struct Draining {
     locked: Vec<GroupRange>,
     unlocked: Vec<GroupRange>,
     /// Those of them that the epoch before had to leave alone itself.
@@ -24,7 +24,7 @@ pub(super) struct Draining {
 
 impl Draining {
     /// As the epoch behind `recovered` has to see it; `exclusive`: it holds the lock.
-    pub(super) fn new(recovered: &Recovered, exclusive: bool) -> Self {
+    pub(crate) fn new(recovered: &Recovered, exclusive: bool) -> Self {
         if mutants::active(Mutant::IgnoreOldReservations) {
             return Self::default();
         }
@@ -50,7 +50,7 @@ impl Draining {
     }
 
     /// The groups, each once.
-    pub(super) fn groups(&self) -> Vec<GroupNr> {
+    pub(crate) fn groups(&self) -> Vec<GroupNr> {
         let mut all = groups_of(&self.locked);
         all.extend(groups_of(&self.unlocked));
         all.sort_unstable();
@@ -59,7 +59,7 @@ impl Draining {
     }
 
     /// The claim, with what it has to hand on.
-    pub(super) fn note_in(self, claim: RootSlot) -> RootSlot {
+    pub(crate) fn note_in(self, claim: RootSlot) -> RootSlot {
         RootSlot { draining: self.locked, draining_unlocked: self.unlocked, ..claim }
     }
 }

@@ -39,11 +39,12 @@ pub(crate) use admit::Cost;
 pub use background::StopFlag;
 pub(crate) use commit::wait_all;
 pub use counters::CounterValues;
+pub(crate) use draining::Draining;
 pub use format::FormatOptions;
 pub(crate) use mount::{tree_root, tree_state};
 pub(crate) use patches::Patches;
-pub(crate) use recover::{Recovered, read_superblock, recover};
-pub(crate) use slots::best_slot;
+pub(crate) use recover::{Recovered, UnprovenData, check_change, read_superblock, recover, recover_from};
+pub(crate) use slots::{Rows, best_slot, check_slot};
 
 use crate::cache::PageCache;
 use crate::env::Env;

@@ -114,10 +114,21 @@ pub(crate) fn recover(device: &dyn BlockDevice) -> Result<Recovered> {
     let (superblock, bad_superblocks) = read_superblock(device)?;
     let (slot, rows) = best_slot(device, &superblock)?;
     check_device_size(device, &slot)?;
+    recover_from(device, superblock, bad_superblocks, slot, rows)
+}
+
+/// Recovers the state that `slot` leads to. Writes nothing.
+pub(crate) fn recover_from(
+    device: &dyn BlockDevice,
+    superblock: Superblock,
+    bad_superblocks: Vec<FsError>,
+    slot: RootSlot,
+    rows: Rows,
+) -> Result<Recovered> {
     let pending = read_pending(device, &superblock, &slot)?;
     let page_size = superblock.page_size;
     let page_blocks = page_size.blocks();
-    let mut unproven = UnprovenData { device, page_blocks, left: slot.total_blocks };
+    let mut unproven = UnprovenData::new(device, page_blocks, slot.total_blocks);
     let mut r = Recovered {
         pending,
         delta: Delta::default(),
@@ -192,7 +203,12 @@ fn check_mapped(delta: &Delta, total_blocks: u64) -> Result<()> {
 }
 
 /// Refuses changes whose numbers cannot be: a record may be valid and yet made by an attacker.
-fn check_change(change: &Change, total_blocks: u64, page_size: PageSize, epoch: Epoch) -> Result<()> {
+pub(crate) fn check_change(
+    change: &Change,
+    total_blocks: u64,
+    page_size: PageSize,
+    epoch: Epoch,
+) -> Result<()> {
     let run_fits = |start: BlockNr, len: u64| start.0 > 0 && start.0 + len <= total_blocks;
     let page_bytes = page_size.bytes();
     let max_pages = page_size.pages_for(i64::MAX as u64);
@@ -226,7 +242,7 @@ fn check_change(change: &Change, total_blocks: u64, page_size: PageSize, epoch: 
 }
 
 /// Verifies the data of records that nothing proves to be durable.
-struct UnprovenData<'a> {
+pub(crate) struct UnprovenData<'a> {
     device: &'a dyn BlockDevice,
     page_blocks: u32,
     /// Blocks that may still be read. Such records use no block twice, for that takes a durable LSN
@@ -237,9 +253,14 @@ struct UnprovenData<'a> {
 /// Bytes of data verified at once.
 const VERIFY_STEP: usize = 1 << 20;
 
-impl UnprovenData<'_> {
+impl<'a> UnprovenData<'a> {
+    /// For a volume of `total_blocks`.
+    pub(crate) fn new(device: &'a dyn BlockDevice, page_blocks: u32, total_blocks: u64) -> Self {
+        Self { device, page_blocks, left: total_blocks }
+    }
+
     /// The data that the changes map is on the device.
-    fn matches(&mut self, changes: &[Change]) -> Result<bool> {
+    pub(crate) fn matches(&mut self, changes: &[Change]) -> Result<bool> {
         if mutants::active(Mutant::SkipRecoveredData) {
             return Ok(true);
         }

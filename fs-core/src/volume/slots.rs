@@ -55,8 +55,8 @@ impl Row {
     }
 }
 
-/// All rows, at one moment.
-#[derive(Debug)]
+/// All rows, at one moment. By default none: not for claims.
+#[derive(Debug, Default)]
 pub(crate) struct Rows(Vec<Row>);
 
 impl Rows {
@@ -238,7 +238,8 @@ fn has_served(device: &dyn BlockDevice, sb: &Superblock, claim: &RootSlot) -> Re
     Ok(decode_record(&sb.uuid, at, &buf).is_some_and(|(h, _)| h.epoch == claim.epoch))
 }
 
-fn check_slot(slot: &RootSlot, sb: &Superblock) -> Result<()> {
+/// Refuses a slot whose numbers cannot be.
+pub(crate) fn check_slot(slot: &RootSlot, sb: &Superblock) -> Result<()> {
     let fits = |start: BlockNr, len: u64| {
         start >= sb.first_data_block && start.0.checked_add(len).is_some_and(|end| end <= slot.total_blocks)
     };

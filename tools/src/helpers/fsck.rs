@@ -8,12 +8,13 @@ use clap::ArgAction;
 
 use crate::fsck;
 
-/// Check a dbfs volume; called by fsck(8).
+/// Check a dbfs volume and repair it; called by fsck(8).
 ///
 /// With -a or -p, as at boot, only what a mount needs is checked unless -f is given: the journal is
 /// replayed by the next mount anyway.
 ///
-/// Exit codes: 0 no errors, 4 errors found, 8 the check could not be done, 16 usage.
+/// Exit codes: 0 no errors, 1 errors corrected, 4 errors left, 8 the check could not be done, 16 usage,
+/// 32 cancelled.
 #[derive(Debug, clap::Parser)]
 #[allow(dead_code, reason = "some options are taken and need nothing to be done")]
 #[command(name = "fsck.dbfs", version)]
@@ -25,9 +26,9 @@ pub struct Args {
     #[arg(short = 'n', conflicts_with_all = ["yes", "automatic"])]
     check_only: bool,
     /// Repair what can be repaired
-    #[arg(short = 'y')]
+    #[arg(short = 'y', conflicts_with = "automatic")]
     yes: bool,
-    /// Ask before each repair (taken as -n: there are no questions)
+    /// Ask before each kind of repair (as without options)
     #[arg(short = 'r')]
     ask: bool,
     /// Check everything, even if the volume seems to be clean
@@ -51,5 +52,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.automatic && !args.force {
         return fsck::quick(&args.volume);
     }
-    fsck::run(&fsck::Args::check_of(args.volume.clone()))
+    let volume = args.volume.clone();
+    fsck::run(&match args.check_only {
+        true => fsck::Args::check_of(volume),
+        false => fsck::Args::repair_of(volume, args.yes, args.automatic),
+    })
 }

@@ -3,7 +3,7 @@
 mod clean;
 mod damage;
 mod problems;
-mod rig;
+pub(crate) mod rig;
 mod structures;
 mod workload;
 
@@ -27,7 +27,7 @@ fn new_volume(mib: u64, page_size: u32) -> Arc<dyn BlockDevice> {
 }
 
 /// The superblock of a volume of 64 MiB.
-pub(super) fn superblock() -> Superblock {
+pub(crate) fn superblock() -> Superblock {
     crate::volume::read_superblock(new_volume(64, 16384).as_ref()).unwrap().0
 }
 

@@ -1,0 +1,159 @@
+//! Damage to the metadata of a volume.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use blockdev::sim::SimDevice;
+use blockdev::{AlignedBuf, BlockDevice, IoClass};
+use fs_core::format::node::{Expected, Node, NodePtr};
+use fs_core::format::{Key, RootSlot, Superblock};
+use fs_core::tree::{NodeCache, TreeReader, TreeRoot, TreeVisitor, verify};
+use fs_core::{BLOCK_SIZE, BlockNr, FsError, NODE_BLOCKS};
+
+use super::image::Aged;
+use crate::rng::Rng;
+
+/// What happens to some blocks.
+#[derive(Clone, Debug)]
+enum Hit {
+    /// All zero.
+    Zero(BlockNr),
+    /// A bit of a byte.
+    Flip(BlockNr, usize),
+    /// Random bytes.
+    Noise(BlockNr, u64),
+    /// Two change places.
+    Swap(BlockNr, BlockNr),
+    /// The first has the content of the second, as after a misdirected write.
+    Copy(BlockNr, BlockNr),
+}
+
+/// A set of them.
+#[derive(Clone, Debug)]
+pub struct Damage(Vec<Hit>);
+
+/// Where the metadata is.
+#[derive(Debug)]
+struct Map {
+    slots: Vec<BlockNr>,
+    superblocks: Vec<BlockNr>,
+    journal: Vec<BlockNr>,
+    pending: Vec<BlockNr>,
+    nodes: Vec<(u8, BlockNr)>,
+}
+
+#[derive(Default)]
+struct Nodes(Vec<(u8, BlockNr)>);
+
+impl TreeVisitor for Nodes {
+    fn node(&mut self, node: &Node, _: &Expected) {
+        self.0.push((node.level(), node.ptr().addr));
+    }
+    fn item(&mut self, _: Key, _: &[u8]) {}
+    fn bad(&mut self, _: NodePtr, _: &Expected, _: FsError) {}
+}
+
+fn read(device: &dyn BlockDevice, at: BlockNr, blocks: usize) -> AlignedBuf {
+    let buf = AlignedBuf::zeroed(blocks * BLOCK_SIZE);
+    device.read_at(at.offset(), buf, IoClass::Data).expect("the simulator reads")
+}
+
+fn map(aged: &Aged) -> Map {
+    let device: Arc<dyn BlockDevice> = Arc::new(aged.image.clone().into_ram());
+    let sb = Superblock::decode(&read(device.as_ref(), BlockNr(0), 1), BlockNr(0)).expect("a superblock");
+    let slots: Vec<BlockNr> = (0..u64::from(sb.slot_rows) * 2).map(|i| sb.slots_start.plus(i)).collect();
+    let decode =
+        |at: &BlockNr| RootSlot::decode(&read(device.as_ref(), *at, 1), &sb.uuid, *at).ok().flatten();
+    let mut found: Vec<(RootSlot, BlockNr)> =
+        slots.iter().filter_map(|at| Some((decode(at)?, *at))).collect();
+    found.sort_by_key(|(s, _)| std::cmp::Reverse((s.epoch, s.seq)));
+    let best = &found[0].0;
+    let ptr = NodePtr { addr: best.tree.addr, birth: best.tree.birth, crc: best.tree.crc };
+    let reader = TreeReader::new(Arc::new(NodeCache::new(device.clone(), sb.uuid, 1 << 20)));
+    let mut nodes = Nodes::default();
+    verify(&reader, &TreeRoot { ptr: Some(ptr), height: best.tree.height }, &mut nodes).expect("a tree");
+    assert!(best.tree.height >= 3, "the tree has {} levels", best.tree.height);
+    let part = best.journal.last().expect("a journal");
+    let segment = |i: u32| part.segments[((part.start.segment + i) as usize) % part.segments.len()];
+    let journal = (0..3).flat_map(|i| (0..sb.segment_blocks).map(move |b| (i, b)));
+    Map {
+        journal: journal.map(|(i, b)| segment(i).plus(b.into())).collect(),
+        slots: found.iter().map(|(_, at)| *at).collect(),
+        superblocks: Superblock::copies(sb.total_blocks).to_vec(),
+        pending: best.pending.iter().map(|r| r.start).collect(),
+        nodes: nodes.0,
+    }
+}
+
+impl Damage {
+    /// Damage as `rng` says.
+    pub fn choose(aged: &Aged, rng: &mut Rng) -> Self {
+        static MAP: std::sync::OnceLock<Map> = std::sync::OnceLock::new();
+        let map = MAP.get_or_init(|| map(aged));
+        let mut hits = Vec::new();
+        let mut spared = BTreeSet::from([*rng.pick(&map.superblocks)]);
+        for _ in 0..*rng.pick(&[1, 1, 1, 2, 3, 6]) {
+            let mut target = || match rng.weighted(&[30, 12, 8, 14, 6, 6, 4]) {
+                0 => node(map, rng, 0),
+                1 => node(map, rng, 1),
+                2 => node(map, rng, 2),
+                3 => *rng.pick(&map.journal),
+                4 => map.slots[rng.below(2) as usize],
+                5 => *rng.pick(&map.superblocks),
+                _ => map.pending.first().copied().unwrap_or(map.slots[0]),
+            };
+            let (at, other) = (target(), target());
+            if !spared.insert(at) || spared.contains(&other) {
+                continue;
+            }
+            hits.push(match rng.below(6) {
+                0 | 1 => Hit::Zero(at),
+                2 => Hit::Flip(at, rng.below(BLOCK_SIZE as u64) as usize),
+                3 => Hit::Noise(at, rng.next_u64()),
+                4 => Hit::Swap(at, other),
+                _ => Hit::Copy(at, other),
+            });
+        }
+        if rng.one_in(12) {
+            hits.extend(map.slots[..2].iter().map(|at| Hit::Zero(*at)));
+        }
+        Damage(hits)
+    }
+
+    /// Does it.
+    pub fn apply(&self, device: &SimDevice) {
+        let put = |at: BlockNr, bytes: &[u8]| {
+            let buf = AlignedBuf::from_slice(bytes);
+            device.write_at(at.offset(), buf, false, IoClass::Data).expect("the simulator writes");
+        };
+        for hit in &self.0 {
+            match hit {
+                Hit::Zero(at) => put(*at, &[0; BLOCK_SIZE]),
+                Hit::Flip(at, byte) => {
+                    let mut buf = read(device, *at, 1);
+                    buf[*byte] ^= 0x10;
+                    put(*at, &buf);
+                }
+                Hit::Noise(at, seed) => {
+                    let mut rng = Rng::new(*seed);
+                    let bytes: Vec<u8> =
+                        (0..BLOCK_SIZE / 8).flat_map(|_| rng.next_u64().to_le_bytes()).collect();
+                    put(*at, &bytes);
+                }
+                Hit::Swap(a, b) => {
+                    let (x, y) = (read(device, *a, 1), read(device, *b, 1));
+                    put(*a, &y);
+                    put(*b, &x);
+                }
+                Hit::Copy(to, from) => put(*to, &read(device, *from, 1)),
+            }
+        }
+        device.flush().expect("the simulator flushes");
+    }
+}
+
+/// A block of a node of the live tree.
+fn node(map: &Map, rng: &mut Rng, level: u8) -> BlockNr {
+    let of_level: Vec<BlockNr> = map.nodes.iter().filter(|(l, _)| *l == level).map(|(_, at)| *at).collect();
+    rng.pick(&of_level).plus(rng.below(NODE_BLOCKS.into()))
+}

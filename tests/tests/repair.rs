@@ -1,0 +1,35 @@
+//! Damaged volumes are repaired, and nothing is wrong that is not named.
+
+use dbfs_tests::repair::{Outcome, run};
+
+/// Seeds that a test run takes.
+const SEEDS: u64 = 60;
+
+/// Runs the seeds; all that fails is shown.
+fn run_all(seeds: std::ops::Range<u64>) -> Vec<Outcome> {
+    let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
+    for seed in seeds {
+        match run(seed) {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(e) => failures.push(e),
+        }
+    }
+    assert!(failures.is_empty(), "{} failures: {}", failures.len(), failures.join("\n"));
+    outcomes
+}
+
+#[test]
+fn damaged_volumes_are_repaired() {
+    let outcomes = run_all(0..SEEDS);
+    let count = |f: &dyn Fn(&Outcome) -> bool| outcomes.iter().filter(|o| f(o)).count();
+    assert!(count(&|o| o.repaired) > 40, "{outcomes:?}");
+    assert!(count(&|o| o.cuts > 0) > 5);
+    // Most damage to single nodes loses nothing.
+    assert!(count(&|o| o.repaired && o.named == 0) > 10, "{outcomes:?}");
+}
+
+#[test]
+#[ignore = "takes many minutes; for changes of the repair"]
+fn many_damaged_volumes_are_repaired() {
+    run_all(SEEDS..1000);
+}

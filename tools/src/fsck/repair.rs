@@ -1,0 +1,199 @@
+//! Repairing, once a check has found something.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use blockdev::BlockDevice;
+use fs_core::env::SystemEnv;
+use fs_core::fsck::{CheckOptions, Report, check};
+use fs_core::repair::{Plan, RepairOptions, RepairReport, plan};
+
+use super::meter::Meter;
+use super::{Args, CANCELLED, CORRECTED, ERRORS_LEFT};
+use crate::signals::Signals;
+use crate::{output, size};
+
+/// What may be repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing.
+    Check,
+    /// What cannot lose anything.
+    Safe,
+    /// Everything.
+    All,
+    /// What the user agrees to.
+    Ask,
+}
+
+/// The repair is being written: it is too late to cancel.
+static WRITING: AtomicBool = AtomicBool::new(false);
+
+/// Ends the process with the exit code of fsck(8) when it is interrupted, except while the repair is
+/// being written: that takes seconds, and nothing is gained by stopping it.
+pub fn watch_interrupts() -> Result<()> {
+    let signals = Signals::block().context("cannot block signals")?;
+    let watch = move || {
+        loop {
+            let signal = signals.wait();
+            if !WRITING.load(Ordering::SeqCst) {
+                eprintln!("\nfsck is cancelled by {signal}: nothing was written");
+                std::process::exit(CANCELLED.into());
+            }
+            eprintln!("\nthe repair is being written; it will be done in a moment");
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).context("cannot start a thread")?;
+    Ok(())
+}
+
+/// What is printed as JSON.
+#[derive(serde::Serialize)]
+struct Outcome<'a> {
+    /// What was found at first.
+    check: &'a Report,
+    /// What is done about it.
+    repair: &'a RepairReport,
+    /// It was written.
+    written: bool,
+    /// What was found then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<&'a Report>,
+}
+
+/// Repairs what `found` has found, as far as `mode` allows.
+pub fn run(
+    args: &Args,
+    mode: Mode,
+    device: &Arc<dyn BlockDevice>,
+    found: &Report,
+    meter: &Meter,
+) -> Result<ExitCode> {
+    let volume = args.volume.display();
+    let show = |what: &str, done, of| meter.show(what, done, of);
+    let options = RepairOptions { data: args.data, progress: Some(&show) };
+    let planned = plan(device, &options, &SystemEnv);
+    meter.clear();
+    let planned = planned.with_context(|| format!("cannot repair {volume}; nothing is written"))?;
+    let report = planned.report().clone();
+    if !args.json {
+        output::stream(|out| print(out, &report))?;
+    }
+    let agreed = planned.is_good() && agrees(mode, &report)?;
+    let after = if agreed { Some(write(args, planned, device, meter)?) } else { None };
+    if args.json {
+        output::json(&Outcome { check: found, repair: &report, written: agreed, after: after.as_ref() })?;
+    } else {
+        output::stream(|out| print_end(out, args, &report, after.as_ref()))?;
+    }
+    let good = after.as_ref().is_some_and(Report::is_clean);
+    Ok(ExitCode::from(if good { CORRECTED } else { ERRORS_LEFT }))
+}
+
+fn write(args: &Args, planned: Plan, device: &Arc<dyn BlockDevice>, meter: &Meter) -> Result<Report> {
+    let volume = args.volume.display();
+    WRITING.store(true, Ordering::SeqCst);
+    let written = planned.execute(device.as_ref());
+    WRITING.store(false, Ordering::SeqCst);
+    written.with_context(|| format!("cannot write the repair of {volume}; run `dbfs fsck` again"))?;
+    meter.show("checking again", 0, 0);
+    let after = check(device, &CheckOptions { data: false, progress: None });
+    meter.clear();
+    after.with_context(|| format!("cannot check {volume} after the repair"))
+}
+
+/// The repair may be written. It is written as a whole or not at all.
+fn agrees(mode: Mode, report: &RepairReport) -> Result<bool> {
+    match mode {
+        Mode::Check => Ok(false),
+        Mode::All => Ok(true),
+        Mode::Safe => Ok(report.classes().keys().all(|c| c.is_safe())),
+        Mode::Ask => {
+            for (class, n) in report.classes() {
+                if !ask(&format!("{} ({n} times)", class.question()))? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        }
+    }
+}
+
+fn ask(question: &str) -> Result<bool> {
+    let mut out = io::stderr();
+    loop {
+        write!(out, "May I {question}? [y/n] ").context("cannot ask")?;
+        out.flush().context("cannot ask")?;
+        let mut answer = String::new();
+        if io::stdin().lock().read_line(&mut answer).context("cannot read the answer")? == 0 {
+            return Ok(false);
+        }
+        match answer.trim().to_lowercase().as_str() {
+            "y" | "yes" => return Ok(true),
+            "n" | "no" => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+/// There is somebody to ask.
+pub fn can_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+fn print(out: &mut dyn Write, report: &RepairReport) -> io::Result<()> {
+    writeln!(out, "what a repair does:")?;
+    for action in &report.actions {
+        writeln!(out, "  {action}")?;
+    }
+    if report.more_actions > 0 {
+        writeln!(out, "  and {} more", report.more_actions)?;
+    }
+    if let Some((first, last)) = report.lost_records {
+        writeln!(
+            out,
+            "WARNING: records {first} to {last} of the journal cannot be read. Changes in them had been \
+             acknowledged to programs and ARE LOST; files that are known to be concerned are named below"
+        )?;
+    }
+    if !report.damaged.is_empty() {
+        writeln!(out, "what cannot be saved as it was:")?;
+    }
+    for damaged in &report.damaged {
+        writeln!(out, "  {damaged}")?;
+    }
+    if report.more_damaged > 0 {
+        writeln!(out, "  and {} more files", report.more_damaged)?;
+    }
+    for problem in &report.unsolved {
+        writeln!(out, "cannot be repaired: {problem}")?;
+    }
+    Ok(())
+}
+
+fn print_end(
+    out: &mut dyn Write,
+    args: &Args,
+    report: &RepairReport,
+    after: Option<&Report>,
+) -> io::Result<()> {
+    let volume = args.volume.display();
+    match after {
+        None => writeln!(out, "{volume}: NOT REPAIRED, nothing was written"),
+        Some(after) if after.is_clean() => {
+            let n = report.damaged.len() as u64 + report.more_damaged;
+            let files =
+                if n == 0 { "nothing is lost".into() } else { format!("{n} files are damaged or lost") };
+            writeln!(out, "{volume}: repaired ({} written); {files}", size::show(report.bytes))
+        }
+        Some(after) => {
+            for problem in &after.problems {
+                writeln!(out, "{problem}")?;
+            }
+            writeln!(out, "{volume}: {} PROBLEMS are left", after.problem_count())
+        }
+    }
+}
