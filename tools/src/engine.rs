@@ -67,7 +67,7 @@ pub fn mount(path: &Path, device: Arc<dyn BlockDevice>, options: &Options) -> Re
         core.dirty_age_ns = age.as_nanos() as u64;
     }
     Volume::mount(device, core, Arc::new(SystemEnv))
-        .with_context(|| format!("cannot mount the volume on {}", path.display()))
+        .with_context(|| format!("cannot open the volume on {}", path.display()))
 }
 
 /// Makes an empty volume on `device`.

@@ -23,7 +23,7 @@ const USAGE: u8 = 1;
 pub enum Helper {
     /// `mkfs.dbfs`.
     Mkfs,
-    /// `fsck.dbfs`.
+    /// `fsck.dbfs`, `fsck.fuse.dbfs`.
     Fsck,
     /// `mount.dbfs`, `mount.fuse.dbfs`.
     Mount,
@@ -32,9 +32,11 @@ pub enum Helper {
 }
 
 /// Every name that is a helper's, for the package.
-pub const NAMES: [(&str, Helper); 6] = [
+pub const NAMES: [(&str, Helper); 7] = [
     ("mkfs.dbfs", Helper::Mkfs),
     ("fsck.dbfs", Helper::Fsck),
+    // For lines of fstab with that type.
+    ("fsck.fuse.dbfs", Helper::Fsck),
     ("mount.dbfs", Helper::Mount),
     ("mount.fuse.dbfs", Helper::Mount),
     ("umount.dbfs", Helper::Umount),

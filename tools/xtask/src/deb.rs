@@ -10,10 +10,6 @@ use crate::cargo::{self, Profile};
 use crate::workdir::set_mode;
 use crate::{cmd, deps, paths, say};
 
-/// The helpers' names, by which mount(8) and others find the program.
-const HELPERS: [&str; 6] =
-    ["mkfs.dbfs", "fsck.dbfs", "mount.dbfs", "mount.fuse.dbfs", "umount.dbfs", "umount.fuse.dbfs"];
-
 /// Options of `cargo xtask deb`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -98,12 +94,10 @@ fn lay_out(root: &Path, program: &Path) -> Result<()> {
     std::fs::copy(program, &binary)?;
     cmd::capture(Command::new(paths::program("strip")?).arg("--strip-debug").arg(&binary))?;
     set_mode(&binary, 0o755)?;
-    let helpers = place(root, "usr/sbin")?;
-    for name in HELPERS {
-        symlink("../bin/dbfs", helpers.join(name))?;
-    }
-    generate(program, "man", &place(root, "usr/share/man/man8")?)?;
-    compress(&root.join("usr/share/man/man8"))?;
+    let pages = place(root, "usr/share/man/man8")?;
+    generate(program, "man", &pages)?;
+    link_helpers(&pages, &place(root, "usr/sbin")?)?;
+    compress(&pages)?;
     generate(program, "bash", &place(root, "usr/share/bash-completion/completions")?)?;
     generate(program, "zsh", &place(root, "usr/share/zsh/vendor-completions")?)?;
     generate(program, "fish", &place(root, "usr/share/fish/vendor_completions.d")?)?;
@@ -117,6 +111,17 @@ fn lay_out(root: &Path, program: &Path) -> Result<()> {
     }
     let examples = place(root, "usr/share/doc/dbfs/examples")?;
     install("tools/package/volume.conf", &examples.join("volume.conf"), 0o644)
+}
+
+/// The names by which mount(8) and others find the program: it writes a page for each.
+fn link_helpers(pages: &Path, dir: &Path) -> Result<()> {
+    for page in std::fs::read_dir(pages)? {
+        let page = page?.file_name().to_string_lossy().into_owned();
+        if let Some(name) = page.strip_suffix(".8").filter(|name| name.ends_with(".dbfs")) {
+            symlink("../bin/dbfs", dir.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// The list by which `dpkg -V` finds changed files.

@@ -40,7 +40,10 @@ const CHECKS: [(&str, &str); 9] = [
         "umount waits until all is on the device",
         "umount /mnt/db && flock -n /srv/v.img true && fsck.dbfs -n /srv/v.img",
     ),
-    ("fsck runs the checker", "fsck -t dbfs -a /srv/v.img && fsck -t dbfs -f -a /srv/v.img"),
+    (
+        "fsck runs the checker",
+        "fsck -t dbfs -a /srv/v.img && fsck -t dbfs -f -a /srv/v.img && fsck -a /srv/v.img | grep clean",
+    ),
     (
         "mount -t dbfs -r",
         "mount -t dbfs -r /srv/v.img /mnt/db && test -e /mnt/db/x && ! touch /mnt/db/y 2>/dev/null && umount /mnt/db",
