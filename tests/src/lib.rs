@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod crash;
 pub mod faults;
+pub mod hostile;
 pub mod machine;
 pub mod model;
 pub mod ops;

@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dbfs_tests::crash::{Coverage, Plan};
+use dbfs_tests::hostile::drive::{self, Mode};
+use dbfs_tests::hostile::{memory, targets};
 use dbfs_tests::run::Failure;
 use dbfs_tests::runner::{run_plan, shrink_plan};
 use dbfs_tests::subjects::Engine;
 use parking_lot::Mutex;
+
+#[global_allocator]
+static MEMORY: memory::Counting = memory::Counting;
 
 /// Histories of random operations with power cuts, against the reference model.
 #[derive(Parser)]
@@ -34,6 +39,15 @@ struct Args {
     /// Run this one history, print its operations, and shrink it if it fails
     #[arg(long)]
     replay: Option<u64>,
+    /// Instead of histories: damaged and forged images
+    #[arg(long)]
+    images: bool,
+    /// Run this one image, KIND:NUMBER
+    #[arg(long)]
+    image: Option<String>,
+    /// Write inputs for the fuzz targets into directories below this one
+    #[arg(long)]
+    corpus: Option<std::path::PathBuf>,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -50,11 +64,48 @@ fn main() -> std::process::ExitCode {
     let args = Args::parse();
     #[cfg(feature = "mutants")]
     fs_core::mutants::set(args.mutant.and_then(fs_core::mutants::Mutant::from_number));
-    let fine = match args.replay {
-        Some(seed) => replay(seed, &args),
-        None => soak(&args),
+    let fine = match (args.replay, &args.image, &args.corpus) {
+        (Some(seed), ..) => replay(seed, &args),
+        (_, Some(image), _) => run_image(image),
+        (_, _, Some(dir)) => write_corpus(dir),
+        _ if args.images => drive::soak(args.seed, Instant::now() + minutes(&args)) == 0,
+        _ => soak(&args),
     };
     if fine { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
+}
+
+fn minutes(args: &Args) -> Duration {
+    Duration::from_secs_f64(args.minutes * 60.0)
+}
+
+fn run_image(image: &str) -> bool {
+    let parts = image.split_once(':').and_then(|(kind, n)| Some((Mode::from_name(kind)?, n.parse().ok()?)));
+    let Some((mode, number)) = parts else {
+        eprintln!(
+            "{image:?} is not of the form KIND:NUMBER; kinds: {}",
+            Mode::ALL.map(Mode::name).join(", ")
+        );
+        return false;
+    };
+    match drive::case(mode, number) {
+        Ok(outcome) => println!("{outcome:?}"),
+        Err(e) => {
+            println!("{}", drive::failure_line(mode, number, &e));
+            return false;
+        }
+    }
+    true
+}
+
+fn write_corpus(dir: &std::path::Path) -> bool {
+    let write = || -> std::io::Result<()> {
+        for (i, (target, bytes)) in targets::corpus().into_iter().enumerate() {
+            std::fs::create_dir_all(dir.join(target))?;
+            std::fs::write(dir.join(target).join(format!("aged-{i:04}")), bytes)?;
+        }
+        Ok(())
+    };
+    write().inspect_err(|e| eprintln!("{}: {e}", dir.display())).is_ok()
 }
 
 fn replay(seed: u64, args: &Args) -> bool {
@@ -85,7 +136,7 @@ struct Soak {
 }
 
 fn soak(args: &Args) -> bool {
-    let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
+    let until = Instant::now() + minutes(args);
     let soak = Soak {
         next: AtomicU64::new(args.seed),
         done: AtomicU64::new(0),

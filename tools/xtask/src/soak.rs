@@ -40,7 +40,8 @@ pub fn run(args: &Args) -> Result<()> {
     while start.elapsed() < end {
         let left = (end - start.elapsed()).as_secs().div_ceil(60);
         // A share for each part, even in a short run.
-        tally.add(simulation.run(rng.next_seed(), left.div_ceil(4)));
+        tally.add(simulation.run("simulated crashes", &[], rng.next_seed(), left.div_ceil(4)));
+        tally.add(simulation.run("hostile images", &["--images"], rng.next_seed(), left.div_ceil(4)));
         for suite in SUITES.into_iter().take_while(|_| start.elapsed() < end) {
             let plan = Plan { seed: rng.next_seed(), ..plan };
             let outcome = suites::run(&plan, &[suite]);
@@ -54,7 +55,8 @@ pub fn run(args: &Args) -> Result<()> {
     tally.finish()
 }
 
-/// The program that compares random histories on a simulated device, crashes included, with the model.
+/// The program that compares random histories on a simulated device, crashes included, with the model,
+/// and that damages and forges images.
 struct Simulation {
     program: std::path::PathBuf,
 }
@@ -72,18 +74,18 @@ impl Simulation {
         Ok(Self { program: target.join("release").join(NAME) })
     }
 
-    fn run(&self, seed: u64, minutes: u64) -> Tally {
+    fn run(&self, what: &str, args: &[&str], seed: u64, minutes: u64) -> Tally {
         println!();
-        say!("simulated crashes for {minutes} minutes, seed {seed}");
+        say!("{what} for {minutes} minutes, seed {seed}");
         let mut tally = Tally::default();
-        let outcome = tally.step(&format!("simulated crashes, seed {seed}"), || {
+        let outcome = tally.step(&format!("{what}, seed {seed}"), || {
             let mut command = Command::new(&self.program);
-            command.args(["--seed", &seed.to_string(), "--minutes", &minutes.to_string()]);
+            command.args(args).args(["--seed", &seed.to_string(), "--minutes", &minutes.to_string()]);
             cmd::run(&mut command)
         });
         if let Err(error) = outcome {
-            // The program has printed the line that replays the failing history.
-            tally.fail("simulated crashes", &error);
+            // The program has printed the line that replays what failed.
+            tally.fail(what, &error);
         }
         tally
     }
