@@ -159,6 +159,21 @@ pub enum Fallocate {
     Allocate,
     /// Reserve space, the size stays.
     KeepSize,
+    /// Make the range a hole; the size stays.
+    PunchHole,
+    /// Make the range zeros that have space reserved; the size grows if needed.
+    ZeroRange,
+    /// As `ZeroRange`, the size stays.
+    ZeroRangeKeepSize,
+}
+
+/// What to look for with lseek(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next byte that is not in a hole.
+    Data,
+    /// The next byte in a hole; the end of the file counts as one.
+    Hole,
 }
 
 /// One directory entry.
@@ -246,11 +261,33 @@ pub trait FsOps: Send + Sync {
     fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], flags: IoFlags) -> Result<usize>;
     /// Writes all of `data` at `offset`.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize>;
+    /// As a buffered [`write`](Self::write) that no program waits for: the kernel writes mapped pages.
+    /// Nobody would learn of its failure, so what is lost then is reported by every fsync until it
+    /// has been written again (contract C1).
+    fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        self.write(ino, offset, data, IoFlags::default())
+    }
     /// Makes the file's data (and, unless `datasync`, its attributes) and every earlier change of
     /// the name space durable.
     fn fsync(&self, ino: Ino, datasync: bool) -> Result<()>;
-    /// Reserves space.
+    /// Reserves space, makes holes or zeros. Of what was mapped, nothing fails for lack of space.
+    /// A large range is done in steps: after a crash a part of it may have been done.
     fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()>;
+    /// The offset of the next data or hole at or behind `offset`; ENXIO if there is none. Space that
+    /// is reserved and not written is a hole.
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64>;
+    /// Copies up to `len` bytes within the file system and returns how many: fewer at the end of the
+    /// source, or because a call does not copy more than 64 MiB. EINVAL if the ranges overlap,
+    /// EOVERFLOW if one does not fit a file.
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        flags: IoFlags,
+    ) -> Result<u64>;
     /// Lists `ino` from `cookie` (0: from the start), including "." and "..", until `emit`
     /// returns false. An entry for which it returned false is listed again next time.
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()>;

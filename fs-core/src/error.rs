@@ -108,6 +108,10 @@ posix! {
     NOT_SUPPORTED = EOPNOTSUPP;
     /// The volume is mounted read-only.
     READ_ONLY = EROFS;
+    /// No such offset in the file.
+    NO_OFFSET = ENXIO;
+    /// A range does not fit a file.
+    OVERFLOW = EOVERFLOW;
     /// The operation is not permitted.
     NOT_PERMITTED = EPERM;
     /// Permission bits or kind of the file forbid it.

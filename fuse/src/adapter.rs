@@ -12,9 +12,10 @@ use std::time::Duration;
 use fs_core::api::{Attr, FsOps, Owner, SetAttr};
 use fs_core::{Ino, Result};
 use fuser::{
-    Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner,
-    Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
+    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
 };
 
 use crate::buffer::with_buffer;
@@ -97,13 +98,13 @@ impl Adapter {
 
     /// True if a change by somebody unprivileged takes away bits of `ino` that the kernel remembers: it
     /// leaves that to us and goes on believing in them.
-    fn clears_set_ids(&self, ino: Ino) -> bool {
+    pub(crate) fn clears_set_ids(&self, ino: Ino) -> bool {
         self.set_ids_shown.load(Ordering::Relaxed)
             && self.fs.getattr(ino).is_ok_and(|attr| attr.perm & convert::SET_IDS != 0)
     }
 
     /// Makes the kernel ask for the attributes of `ino` again.
-    fn forget_attributes(&self, ino: Ino) {
+    pub(crate) fn forget_attributes(&self, ino: Ino) {
         // A negative offset leaves the content alone, so that this takes no lock in the kernel.
         let told = self.link.notifier.get().map(|n| n.inval_inode(INodeNo(ino.get()), -1, 0));
         if let Some(Err(e)) = told {
@@ -389,7 +390,11 @@ impl fuser::Filesystem for Adapter {
         let _busy = self.gate.enter();
         let flags = convert::write_flags(flags, write_flags);
         let clears_set_ids = flags.kill_priv && self.clears_set_ids(ino(node));
-        let written = self.run("write", ino(node), |fs| fs.write(ino(node), offset, data, flags));
+        let out_of_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let written = self.run("write", ino(node), |fs| match out_of_cache {
+            true => fs.write_back(ino(node), offset, data),
+            false => fs.write(ino(node), offset, data, flags),
+        });
         if clears_set_ids {
             self.forget_attributes(ino(node));
         }
@@ -514,6 +519,35 @@ impl fuser::Filesystem for Adapter {
         if clears_set_ids {
             self.forget_attributes(ino(node));
         }
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.find_offset(ino(node), offset, whence, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        from: INodeNo,
+        _from_fh: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _to_fh: FileHandle,
+        to_offset: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let unprivileged = req.uid() != 0;
+        self.copy_within((ino(from), from_offset), (ino(to), to_offset), (len, flags), unprivileged, reply);
     }
 
     fn setxattr(

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fs_core::Ino;
-use fs_core::api::{Attr, Fallocate, FileType, IoFlags, Owner, RenameFlags, StatFs, Timestamp};
+use fs_core::api::{Attr, Fallocate, FileType, IoFlags, Owner, RenameFlags, Seek, StatFs, Timestamp};
 use fuser::{FileAttr, FopenFlags, INodeNo, OpenFlags, WriteFlags};
 
 /// What `st_blksize` says. The kernel also takes its own block size for the inode from it, which
@@ -15,6 +15,10 @@ const PERM_BITS: u32 = 0o7777;
 
 /// Set-user-id and set-group-id.
 pub(crate) const SET_IDS: u32 = 0o6000;
+
+/// A hole is never punched behind the end so that the size changes.
+const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO_RANGE_KEEP_SIZE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 pub(crate) fn ino(nodeid: INodeNo) -> Ino {
     Ino(nodeid.0)
@@ -163,6 +167,18 @@ pub(crate) fn fallocate(mode: i32) -> Option<Fallocate> {
     match mode {
         0 => Some(Fallocate::Allocate),
         libc::FALLOC_FL_KEEP_SIZE => Some(Fallocate::KeepSize),
+        PUNCH_HOLE => Some(Fallocate::PunchHole),
+        libc::FALLOC_FL_ZERO_RANGE => Some(Fallocate::ZeroRange),
+        ZERO_RANGE_KEEP_SIZE => Some(Fallocate::ZeroRangeKeepSize),
+        _ => None,
+    }
+}
+
+/// What to look for with lseek; `None` if it is not for the file system to say.
+pub(crate) fn seek(whence: i32) -> Option<Seek> {
+    match whence {
+        libc::SEEK_DATA => Some(Seek::Data),
+        libc::SEEK_HOLE => Some(Seek::Hole),
         _ => None,
     }
 }
@@ -207,7 +223,10 @@ mod tests {
         let whiteout = RenameFlags { whiteout: Some(owner), ..RenameFlags::default() };
         assert_eq!(rename_flags(fuser::RenameFlags::RENAME_WHITEOUT, owner), Some(whiteout));
         assert_eq!(rename_flags(fuser::RenameFlags::from_bits_retain(1 << 20), owner), None);
-        assert_eq!(fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE), None);
+        assert_eq!(fallocate(libc::FALLOC_FL_PUNCH_HOLE), None);
+        assert_eq!(fallocate(libc::FALLOC_FL_COLLAPSE_RANGE), None);
+        assert_eq!(fallocate(libc::FALLOC_FL_INSERT_RANGE), None);
+        assert_eq!(fallocate(PUNCH_HOLE), Some(Fallocate::PunchHole));
         assert_eq!(fallocate(libc::FALLOC_FL_KEEP_SIZE), Some(Fallocate::KeepSize));
     }
 }

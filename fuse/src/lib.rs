@@ -36,6 +36,7 @@ mod gate;
 mod handshake;
 mod mount;
 mod opens;
+mod ranges;
 mod raw;
 mod removed;
 mod wire;

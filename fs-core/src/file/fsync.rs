@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::writeback::Which;
 use crate::cache::Frame;
-use crate::error::Result;
+use crate::error::{FsError, Result};
 use crate::format::Change;
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
@@ -20,7 +20,8 @@ impl Volume {
         if self.read_only() {
             return Ok(());
         }
-        self.sync_pages(inode, PageNr(0), PageNr(u64::MAX), datasync)
+        self.sync_pages(inode, PageNr(0), PageNr(u64::MAX), datasync)?;
+        if inode.state.lock().lost.is_empty() { Ok(()) } else { Err(FsError::LostWrite(inode.ino)) }
     }
 
     /// Makes the bytes that a synchronous write has just written durable.
@@ -32,7 +33,7 @@ impl Volume {
 
     fn sync_pages(&self, inode: &Inode, first: PageNr, last: PageNr, datasync: bool) -> Result<()> {
         if let Some(reason) = self.commit.failure() {
-            return Err(crate::error::FsError::CommitFailed(reason));
+            return Err(FsError::CommitFailed(reason));
         }
         self.check_writable()?;
         if mutants::active(Mutant::FsyncSkipsData) {
@@ -47,9 +48,7 @@ impl Volume {
         if mutants::active(Mutant::FsyncSkipsCommit) {
             return Ok(());
         }
-        self.commit()?;
-        inode.state.lock().write_error = false;
-        Ok(())
+        self.commit()
     }
 
     /// Puts the dirty bytes of the pages into the open batch, if they are few. `false`: they are

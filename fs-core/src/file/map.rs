@@ -212,19 +212,32 @@ impl Volume {
     }
 
     /// Applies changes of a file's mappings together with its inode, if `grown` or the caller's own
-    /// change of the state make that necessary, and gives the allocator what was freed. If it fails
-    /// nothing has changed.
+    /// change of the state make that necessary, and gives the allocator what was freed. If that
+    /// fails, the inode is as it was: memory must not know what the disk will not.
     pub(crate) fn apply_to_file(
         &self,
         inode: &Inode,
-        mut changes: Vec<Change>,
+        changes: Vec<Change>,
         grown: i64,
         update: impl FnOnce(&mut InodeState) -> bool,
     ) -> Result<crate::types::Lsn> {
+        self.apply_with_state(inode, changes, |state, _| {
+            state.item.blocks = state.item.blocks.saturating_add_signed(grown);
+            update(state) || grown != 0
+        })
+    }
+
+    /// As [`apply_to_file`](Self::apply_to_file); `update` may add changes, and says whether the
+    /// inode has to be stored.
+    pub(crate) fn apply_with_state(
+        &self,
+        inode: &Inode,
+        mut changes: Vec<Change>,
+        update: impl FnOnce(&mut InodeState, &mut Vec<Change>) -> bool,
+    ) -> Result<crate::types::Lsn> {
         let mut state = inode.state.lock();
         let before = (state.item.clone(), state.disk_size, state.lazy);
-        state.item.blocks = state.item.blocks.saturating_add_signed(grown);
-        if update(&mut state) || grown != 0 {
+        if update(&mut state, &mut changes) {
             changes.push(state.put(inode.ino));
         }
         let applied = self.apply_changes(changes, 0);

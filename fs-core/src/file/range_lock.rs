@@ -53,6 +53,18 @@ impl RangeLock {
     pub(crate) fn lock_all(&self) -> RangeGuard<'_> {
         self.lock(PageNr(0), PageNr(u64::MAX), true)
     }
+
+    /// The whole file, if nobody holds or waits for any of it.
+    pub(crate) fn try_lock_all(&self) -> Option<RangeGuard<'_>> {
+        let mut state = self.state.lock();
+        if !state.held.is_empty() {
+            return None;
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.held.push(Held { first: 0, last: u64::MAX, exclusive: true, ticket, granted: true });
+        Some(RangeGuard { lock: self, ticket })
+    }
 }
 
 impl State {

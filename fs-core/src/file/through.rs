@@ -28,8 +28,9 @@ impl Volume {
         let page_size = self.page_size();
         let end = offset + data.len() as u64;
         let (first, last) = (page_size.page_of(offset), page_size.page_of(end - 1));
-        let _admitted = self.admit_cost(self.cost_of_pages(last.0 - first.0 + 1))?;
-        let _range = inode.ranges.lock(first, last, true);
+        let (_admitted, _range) = self.lock_for_change(inode, first, last, || {
+            self.admit_cost(self.cost_of_pages(last.0 - first.0 + 1))
+        })?;
         let (size, deleted) = {
             let state = inode.state.lock();
             (state.item.size, state.deleted)

@@ -82,8 +82,8 @@ impl Volume {
         let first = page_size.page_of(offset);
         let last = page_size.page_of(offset + data.len() as u64 - 1);
         self.with_room(|| {
-            let _admitted = flags.kill_priv.then(|| self.admit()).transpose()?;
-            let _range = inode.ranges.lock(first, last, true);
+            let (_admitted, _range) = self
+                .lock_for_change(inode, first, last, || flags.kill_priv.then(|| self.admit()).transpose())?;
             let size = inode.state.lock().item.size.max(offset + data.len() as u64);
             let room = self.hold_pages(inode, first, last, size, Until::Dirty)?;
             self.fill_frames(inode, offset, data, flags, room)
@@ -102,7 +102,8 @@ impl Volume {
         if let Some(_no_homing) = self.homing.try_read() {
             let _range = inode.ranges.lock(first, last, true);
             let dirty = self.dirty_pages_in(inode, first, last) * self.page_bytes();
-            if dirty + data.len() <= self.inline_limit() {
+            let fits = dirty + data.len() <= self.inline_limit();
+            if fits && !self.tail_in_the_way(inode, last) {
                 let size = inode.state.lock().item.size.max(offset + data.len() as u64);
                 match self.hold_pages(inode, first, last, size, Until::Home) {
                     Ok(room) => {
@@ -116,7 +117,8 @@ impl Volume {
             }
         }
         // A checkpoint is just sending inline data home, or more of the pages is dirty than should
-        // go into the journal, or there is no space to be held until they get home.
+        // go into the journal, or there is no space to be held until they get home, or a truncation
+        // still has to free what was there.
         drop(admitted);
         self.write_through(inode, offset, data, flags)
     }
@@ -221,7 +223,7 @@ impl Volume {
     }
 
     /// Extends the dirty range of a frame.
-    fn mark_dirty(&self, data: &mut FrameData, lo: usize, hi: usize, now_ns: u64) {
+    pub(super) fn mark_dirty(&self, data: &mut FrameData, lo: usize, hi: usize, now_ns: u64) {
         match &mut data.dirty {
             Some((from, to)) => (*from, *to) = ((*from).min(lo), (*to).max(hi)),
             dirty @ None => {

@@ -74,13 +74,7 @@ impl Volume {
                     self.write_step(inode, lo, hi, which)
                 }),
             };
-            match outcome {
-                Ok(n) => written += n,
-                Err(e) => {
-                    inode.state.lock().write_error = true;
-                    return Err(e);
-                }
-            }
+            written += outcome?;
             if hi >= last {
                 break;
             }

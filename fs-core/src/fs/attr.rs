@@ -16,7 +16,6 @@ impl Volume {
             // An access list follows the permission bits, in a step of its own.
             self.set_attributes(inode, &SetAttr { perm: set.perm, ..SetAttr::default() })?;
         }
-        let _admitted = self.admit()?;
         let now = self.env.now();
         if let Some(size) = set.size {
             match inode.kind() {
@@ -27,6 +26,7 @@ impl Volume {
             self.resize(inode, size, |state| change_item(state, set, now))?;
             return Ok(inode.attr());
         }
+        let _admitted = self.admit()?;
         let _xattrs = inode.xattrs.write();
         let acl = match set.perm {
             Some(perm) => self.chmod_acl(inode, perm)?,

@@ -4,15 +4,15 @@
 //! store in two ways: a buffered write grows the size before its pages are on the device, and times
 //! of mere overwrites are written lazily.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::api::{Attr, FileType, Timestamp};
 use crate::cache::Frame;
 use crate::error::{FsError, Result};
-use crate::file::RangeLock;
+use crate::file::{LostBytes, RangeLock, Tail};
 use crate::format::{Change, InodeItem, ItemKind, Key};
 use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
 use crate::volume::meta::MetaStore;
@@ -30,12 +30,14 @@ pub(crate) struct InodeState {
     pub(crate) opens: u32,
     /// No name, no handle: its items are gone.
     pub(crate) deleted: bool,
-    /// A write of its data has failed since the last successful fsync.
-    pub(crate) write_error: bool,
     /// Made without a name: it may get its first one.
     pub(crate) linkable: bool,
     /// It is not known that it has no `security.capability`.
     pub(crate) may_have_capability: bool,
+    /// What a truncation has cut off and not yet freed.
+    pub(crate) tail: Tail,
+    /// Bytes whose writer could not be told that they were refused.
+    pub(crate) lost: LostBytes,
 }
 
 impl InodeState {
@@ -44,6 +46,11 @@ impl InodeState {
         self.lazy = false;
         let item = InodeItem { size: self.stored_size(), ..self.item.clone() };
         Change::PutItem { key: Key::new(ino, ItemKind::Inode, 0), value: item.encode() }
+    }
+
+    /// It knows what the metadata store does not.
+    fn must_stay(&self) -> bool {
+        self.opens > 0 || self.tail != Tail::Clean || !self.lost.is_empty()
     }
 
     fn stored_size(&self) -> u64 {
@@ -69,6 +76,8 @@ pub(crate) struct Inode {
     pub(crate) xattrs: RwLock<()>,
     /// Its state.
     pub(crate) state: Mutex<InodeState>,
+    /// Told when `state.tail` changes.
+    pub(crate) tail_changed: Condvar,
     /// Pages that are dirty or whose bytes are in the journal only.
     pub(crate) unhomed: Mutex<BTreeMap<PageNr, Arc<Frame>>>,
 }
@@ -141,11 +150,17 @@ pub(crate) struct InodeTable {
     shards: Vec<Mutex<Shard>>,
     /// Inodes with dirty pages, inline pages or lazy times, and since when (monotonic ns).
     pub(crate) dirty: Mutex<BTreeMap<Ino, u64>>,
+    /// Inodes that have lost bytes, or had some until lately.
+    pub(crate) lost: Mutex<BTreeSet<Ino>>,
 }
 
 impl InodeTable {
     pub(crate) fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), dirty: Mutex::new(BTreeMap::new()) }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            dirty: Mutex::new(BTreeMap::new()),
+            lost: Mutex::new(BTreeSet::new()),
+        }
     }
 
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
@@ -191,7 +206,7 @@ impl InodeTable {
         if shard.inodes.len() >= SHARD_TARGET {
             let dirty = self.dirty.lock();
             let keep = |i: &Arc<Inode>| {
-                Arc::strong_count(i) > 1 || dirty.contains_key(&i.ino) || i.state.lock().opens > 0
+                Arc::strong_count(i) > 1 || dirty.contains_key(&i.ino) || i.state.lock().must_stay()
             };
             // A quarter of the shard at a time, so that the sweep is paid rarely.
             let mut spare = SHARD_TARGET / 4;
@@ -213,9 +228,11 @@ impl InodeTable {
                 lazy: false,
                 opens: 0,
                 deleted: false,
-                write_error: false,
                 linkable: false,
+                tail: Tail::Clean,
+                lost: LostBytes::default(),
             }),
+            tail_changed: Condvar::new(),
             unhomed: Mutex::new(BTreeMap::new()),
         });
         shard.inodes.insert(ino, inode.clone());
@@ -225,6 +242,7 @@ impl InodeTable {
     /// Forgets a deleted inode.
     pub(crate) fn forget(&self, ino: Ino) {
         self.dirty.lock().remove(&ino);
+        self.lost.lock().remove(&ino);
         let mut shard = self.shard(ino).lock();
         shard.inodes.remove(&ino);
         shard.removals += 1;

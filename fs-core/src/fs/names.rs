@@ -121,8 +121,6 @@ impl Volume {
             return Err(FsError::NOT_PERMITTED);
         }
         let now = self.env.now();
-        // Its orphan item also stands for a truncation that may be under way.
-        let _range = inode.state.lock().linkable.then(|| inode.ranges.lock_all());
         let (mut state, mut parent_state) = lock_two(&inode, &dir);
         if state.deleted || (state.item.nlink == 0 && !state.linkable) {
             return Err(FsError::NOT_FOUND);
@@ -157,6 +155,9 @@ impl Volume {
                 return Err(FsError::IS_DIR);
             }
             let inode = self.named(&dir, entry.ino)?;
+            if self.remove_at_once(&inode, &dir, &mut bucket, name)? {
+                return Ok(());
+            }
             let now = self.env.now();
             let (mut state, mut parent_state) = lock_two(&inode, &dir);
             let mut changes = vec![bucket.remove(name)];

@@ -3,7 +3,8 @@
 use super::names::{NewInode, symlink_keys};
 use crate::alloc::Purpose;
 use crate::api::{
-    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, XattrFlags,
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, Seek, SetAttr, StatFs,
+    XattrFlags,
 };
 use crate::error::{FsError, Result};
 use crate::types::{BLOCK_SIZE, Ino};
@@ -149,7 +150,12 @@ impl FsOps for Volume {
     fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize> {
         let inode = self.inodes.get(&self.meta, ino)?;
         self.drop_capability(&inode)?;
-        self.write_file(&inode, offset, data, flags)
+        self.write_attended(&inode, offset, data, flags)
+    }
+
+    fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.write_unattended(&inode, offset, data)
     }
 
     fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
@@ -161,6 +167,25 @@ impl FsOps for Volume {
         let inode = self.inodes.get(&self.meta, ino)?;
         self.drop_capability(&inode)?;
         self.allocate_file(&inode, mode, offset, len)
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        let inode = self.inodes.get(&self.meta, ino)?;
+        self.seek_file(&inode, offset, what)
+    }
+
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        flags: IoFlags,
+    ) -> Result<u64> {
+        let from = self.inodes.get(&self.meta, from)?;
+        let to = self.inodes.get(&self.meta, to)?;
+        self.copy_file_range((&from, from_offset), (&to, to_offset), len, flags)
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
@@ -215,7 +240,8 @@ impl FsOps for Volume {
         if self.read_only() {
             return Ok(());
         }
-        self.sync_everything()
+        self.sync_everything()?;
+        self.check_nothing_lost()
     }
 }
 

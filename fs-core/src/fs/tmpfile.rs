@@ -5,7 +5,7 @@ use super::names::{NewInode, orphan};
 use super::{Inode, InodeState};
 use crate::api::{Attr, FileType, Owner};
 use crate::error::Result;
-use crate::file::orphan_key;
+use crate::file::{ORPHAN_TRUNCATE, Tail, orphan_key};
 use crate::format::Change;
 use crate::mutants::{self, Mutant};
 use crate::types::Ino;
@@ -43,8 +43,13 @@ impl Volume {
     }
 }
 
-/// The change that takes an inode off the list of orphans, for it gets its first name.
+/// The change that takes an inode off the list of orphans, for it gets its first name. There it also
+/// stands for a truncation that may be under way: that one it stays on the list for.
 pub(super) fn first_name(inode: &Inode, state: &mut InodeState) -> Change {
     state.linkable = false;
-    Change::DelItem { key: orphan_key(inode) }
+    let key = orphan_key(inode);
+    match state.tail {
+        Tail::Clean => Change::DelItem { key },
+        Tail::Freeing | Tail::Owed => Change::PutItem { key, value: vec![ORPHAN_TRUNCATE] },
+    }
 }

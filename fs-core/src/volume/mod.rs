@@ -5,7 +5,8 @@
 //! 1. `checkpointer` (one checkpoint at a time)
 //! 2. `names` (the name space: shared for look-ups that need a stable name, exclusive for changes)
 //! 3. `homing` (shared by writers that put data into the journal, exclusive to shut them out)
-//! 4. an inode's page ranges ([`crate::file::RangeLock`])
+//! 4. an inode's page ranges ([`crate::file::RangeLock`]). Whoever changes mappings or sizes waits for the
+//!    inode's tail ([`crate::file::Tail`]) before 2, with no lock held, and looks again with the range.
 //! 5. an inode's extended attributes
 //! 6. an inode's state (several: by ascending inode number)
 //! 7. a page frame
@@ -35,7 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use blockdev::BlockDevice;
 use parking_lot::{Mutex, RwLock};
 
-pub(crate) use admit::Cost;
+pub(crate) use admit::{Admission, Cost};
 pub use background::StopFlag;
 pub(crate) use commit::wait_all;
 pub use counters::CounterValues;

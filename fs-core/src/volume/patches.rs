@@ -97,6 +97,11 @@ impl Patches {
         self.pages.iter().flat_map(|(ino, pages)| pages.keys().map(|p| (*ino, *p)))
     }
 
+    /// The first page of the file at or behind `from` that has patches.
+    pub(crate) fn next(&self, ino: Ino, from: PageNr) -> Option<PageNr> {
+        self.pages.get(&ino)?.range(from..).next().map(|(p, _)| *p)
+    }
+
     /// Forgets the patches of a page.
     pub(crate) fn remove(&mut self, ino: Ino, page: PageNr) -> Option<PagePatches> {
         let map = self.pages.get_mut(&ino)?;

@@ -6,3 +6,4 @@ mod io;
 mod lifecycle;
 mod memfs;
 mod names;
+mod ranges;

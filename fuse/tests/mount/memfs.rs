@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_core::api::{
-    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, SetTime, StatFs,
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, Seek, SetAttr, SetTime, StatFs,
     Timestamp, XattrFlags,
 };
 use fs_core::{FsError, Ino, Result};
@@ -17,6 +17,7 @@ pub enum Event {
     Close(Ino),
     Read { ino: Ino, offset: u64, len: usize, flags: IoFlags },
     Write { ino: Ino, offset: u64, len: usize, flags: IoFlags },
+    CopyRange { from: Ino, from_offset: u64, to: Ino, to_offset: u64, len: u64 },
     Fsync { ino: Ino, datasync: bool },
     Rename(RenameFlags),
     Setxattr(XattrFlags),
@@ -402,8 +403,13 @@ impl FsOps for MemFs {
     fn fallocate(&self, ino: Ino, mode: Fallocate, offset: u64, len: u64) -> Result<()> {
         let mut s = self.state.lock();
         let end = offset + len;
-        if mode == Fallocate::Allocate && s.get(ino)?.attr.size < end {
+        if matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange) && s.get(ino)?.attr.size < end {
             s.resize(ino, end)?;
+        }
+        if !matches!(mode, Fallocate::Allocate | Fallocate::KeepSize) {
+            let data = &mut s.get(ino)?.data;
+            let size = data.len();
+            data[size.min(offset as usize)..size.min(end as usize)].fill(0);
         }
         Ok(())
     }
@@ -429,6 +435,33 @@ impl FsOps for MemFs {
     fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let mut state = self.state.lock();
         state.get(ino)?.xattrs.remove(name).map(drop).ok_or(FsError::NO_ATTRIBUTE)
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        let mut s = self.state.lock();
+        let data = &s.get(ino)?.data;
+        let rest = data.get(offset as usize..).filter(|rest| !rest.is_empty()).ok_or(FsError::NO_OFFSET)?;
+        let found = rest.iter().position(|b| (*b != 0) == (what == Seek::Data));
+        match (found, what) {
+            (Some(at), _) => Ok(offset + at as u64),
+            (None, Seek::Hole) => Ok(data.len() as u64),
+            (None, Seek::Data) => Err(FsError::NO_OFFSET),
+        }
+    }
+
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        flags: IoFlags,
+    ) -> Result<u64> {
+        self.note(Event::CopyRange { from, from_offset, to, to_offset, len });
+        let mut buf = vec![0; len as usize];
+        let n = self.read(from, from_offset, &mut buf, IoFlags::default())?;
+        self.write(to, to_offset, &buf[..n], flags).map(|n| n as u64)
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fs_core::api::Fallocate;
 use fs_core::env::Env;
 
 use super::check::check;
@@ -73,7 +74,7 @@ impl<S: Subject> History<S> {
             let refused = self.live.refused();
             while at < self.config.fill && self.live.refused() == refused {
                 let len = piece.min(self.config.fill - at);
-                self.step(&Op::Fallocate { file: 0, keep_size: true, offset: at, len })?;
+                self.step(&Op::Fallocate { file: 0, mode: Fallocate::KeepSize, offset: at, len })?;
                 at += if self.live.refused() == refused { len } else { 0 };
             }
         }

@@ -62,6 +62,28 @@ impl Content {
         self.size = self.size.max(end);
     }
 
+    /// Makes `range` zeros; the size stays.
+    pub fn zero(&mut self, range: Range<u64>) {
+        self.cut(range.start..range.end.min(self.size).max(range.start));
+    }
+
+    /// The first byte at or behind `offset` that was written.
+    pub fn next_data(&self, offset: u64) -> Option<u64> {
+        self.overlapping(&(offset..self.size)).map(|(at, _)| at.max(offset)).next()
+    }
+
+    /// The first byte at or behind `offset` that was not written, or the end.
+    pub fn next_hole(&self, offset: u64) -> u64 {
+        let mut at = offset;
+        for (start, segment) in self.overlapping(&(offset..self.size)) {
+            if start > at {
+                break;
+            }
+            at = start + segment.len as u64;
+        }
+        at
+    }
+
     /// Removes the segments' bytes in `range`: it reads as zeros.
     fn cut(&mut self, range: Range<u64>) {
         let touched: Vec<u64> = self.overlapping(&range).map(|(at, _)| at).collect();
@@ -155,6 +177,11 @@ mod tests {
             if rng.one_in(4) {
                 content.set_size(offset);
                 plain.resize(offset as usize, 0);
+            } else if rng.one_in(5) {
+                let end = offset + rng.below(80);
+                content.zero(offset..end);
+                let len = plain.len();
+                plain[len.min(offset as usize)..len.min(end as usize)].fill(0);
             } else {
                 let data: Vec<u8> = (0..rng.between(1, 80)).map(|_| rng.next_u64() as u8).collect();
                 let end = offset as usize + data.len();

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fs_core::api::{
-    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, Timestamp,
-    XattrFlags,
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, Seek, SetAttr, StatFs,
+    Timestamp, XattrFlags,
 };
 use fs_core::env::Env;
 use fs_core::{FsError, Ino, Result};
@@ -234,8 +234,12 @@ impl FsOps for ModelFs {
         }
         let end = end_of(offset, len)?;
         let now = self.now();
-        if mode == Fallocate::Allocate && end > size {
-            state.content_mut(ino)?.set_size(end);
+        let content = state.content_mut(ino)?;
+        if !matches!(mode, Fallocate::Allocate | Fallocate::KeepSize) {
+            content.zero(offset..end);
+        }
+        if matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange) && end > size {
+            content.set_size(end);
         }
         // As file_modified() of Linux, which every fallocate calls.
         let node = state.node_mut(ino)?;
@@ -258,6 +262,46 @@ impl FsOps for ModelFs {
 
     fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.state.lock().remove_attribute(ino, name, self.now())
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        let state = self.state.lock();
+        let content = state.file(ino)?;
+        if offset >= content.size() {
+            return Err(FsError::NO_OFFSET);
+        }
+        match what {
+            Seek::Data => content.next_data(offset).ok_or(FsError::NO_OFFSET),
+            Seek::Hole => Ok(content.next_hole(offset)),
+        }
+    }
+
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        flags: IoFlags,
+    ) -> Result<u64> {
+        let data = {
+            let state = self.state.lock();
+            state.file(to)?;
+            let fits = |offset: u64| offset.checked_add(len).is_some_and(|end| end <= MAX_FILE_SIZE);
+            let size = state.file(from)?.size();
+            if !fits(from_offset) || !fits(to_offset) {
+                return Err(FsError::OVERFLOW);
+            }
+            let len = len.min(size.saturating_sub(from_offset));
+            if from == to && from_offset < to_offset + len && to_offset < from_offset + len {
+                return Err(FsError::INVALID);
+            }
+            let mut data = vec![0; len as usize];
+            state.file(from)?.copy_to(from_offset, &mut data);
+            data
+        };
+        self.write(to, to_offset, &data, flags).map(|n| n as u64)
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {

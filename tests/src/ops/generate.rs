@@ -1,6 +1,6 @@
 //! The generator: weighted, and biased to few names, files and offsets, so that operations meet.
 
-use fs_core::api::{FileType, XattrFlags};
+use fs_core::api::{Fallocate, FileType, XattrFlags};
 
 use super::{How, Maintenance, Moving, Op, Then};
 use crate::rng::Rng;
@@ -158,17 +158,36 @@ impl Generator {
 
     fn data(&mut self) -> Op {
         let file = self.nth();
-        match self.rng.weighted(&[34, 24, 14, 16, 10, 6]) {
+        match self.rng.weighted(&[34, 24, 14, 16, 10, 12, 4, 5]) {
             0 => self.buffered(file),
             1 => self.direct(file),
             2 => self.small(file),
             3 => self.read(file),
             4 => Op::Truncate { file, size: self.offset() },
+            5 => self.fallocate(file),
+            6 => Op::Seek { file, offset: self.offset() },
             _ => {
-                let (offset, len) = (self.offset(), self.rng.between(1, 6 * self.page));
-                Op::Fallocate { file, keep_size: self.rng.one_in(2), offset, len }
+                let (from_offset, to, to_offset) = (self.offset(), self.nth(), self.offset());
+                Op::Copy { from: file, from_offset, to, to_offset, len: self.rng.between(1, 6 * self.page) }
             }
         }
+    }
+
+    fn fallocate(&mut self, file: u8) -> Op {
+        let modes = [
+            Fallocate::Allocate,
+            Fallocate::KeepSize,
+            Fallocate::PunchHole,
+            Fallocate::PunchHole,
+            Fallocate::ZeroRange,
+            Fallocate::ZeroRangeKeepSize,
+        ];
+        let mode = *self.rng.pick(&modes);
+        let (offset, len) = match self.rng.one_in(3) {
+            true => (self.page_start(), self.rng.between(1, 6) * self.page),
+            false => (self.offset(), self.rng.between(1, 6 * self.page)),
+        };
+        Op::Fallocate { file, mode, offset, len }
     }
 
     /// Start of a page, usually among the first few.

@@ -6,7 +6,7 @@
 
 mod generate;
 
-use fs_core::api::{FileType, XattrFlags};
+use fs_core::api::{Fallocate, FileType, XattrFlags};
 
 pub use generate::{Generator, Profile, history};
 
@@ -121,8 +121,12 @@ pub enum Op {
     RemoveXattr { node: Nth, attribute: Nth },
     /// Read one, and the list of all.
     GetXattr { node: Nth, attribute: Nth },
-    /// Reserve space.
-    Fallocate { file: Nth, keep_size: bool, offset: u64, len: u64 },
+    /// Reserve space, make holes or zeros.
+    Fallocate { file: Nth, mode: Fallocate, offset: u64, len: u64 },
+    /// Look for data and for a hole.
+    Seek { file: Nth, offset: u64 },
+    /// Copy within the file system.
+    Copy { from: Nth, from_offset: u64, to: Nth, to_offset: u64, len: u64 },
     /// fsync or fdatasync of any inode.
     Fsync { node: Nth, datasync: bool },
     /// Make everything durable.

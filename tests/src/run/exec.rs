@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use fs_core::api::{
-    Attr, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, SetTime, Timestamp,
+    Attr, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, Seek, SetAttr, SetTime, Timestamp,
 };
 use fs_core::{FsError, Ino, Result as FsResult};
 
@@ -110,7 +110,9 @@ impl<S: Subject> Lockstep<S> {
             Op::Append { file, len, how, then } => self.append(file, len, how, then),
             Op::Read { file, offset, len, direct } => self.read(file, offset, len, direct),
             Op::Truncate { .. } | Op::Chmod { .. } | Op::Chown { .. } | Op::Utimes { .. } => self.attr_op(op),
-            Op::Fallocate { file, keep_size, offset, len } => self.fallocate(file, keep_size, offset, len),
+            Op::Fallocate { file, mode, offset, len } => self.fallocate(file, mode, offset, len),
+            Op::Seek { file, offset } => self.seek(file, offset),
+            Op::Copy { .. } => self.copy(op),
             Op::Fsync { node, datasync } => self.fsync(self.node(node), datasync),
             Op::SyncAll => {
                 self.plain(self.both(|fs, _| fs.sync_all()))?;
@@ -357,9 +359,51 @@ impl<S: Subject> Lockstep<S> {
         }
     }
 
-    fn fallocate(&mut self, file: Nth, keep_size: bool, offset: u64, len: u64) -> Outcome {
+    fn copy(&mut self, op: &Op) -> Outcome {
+        let Op::Copy { from, from_offset, to, to_offset, len } = *op else { return Ok(Promise::None) };
+        let (Some(from), Some(to)) = (self.file(from), self.file(to)) else { return Ok(Promise::None) };
+        let size = self.model.snapshot().get(from).map_or(0, |n| n.size());
+        let len = len.min(size.saturating_sub(from_offset));
+        self.written = Some(Written { ino: to, range: to_offset..to_offset + len, atomic: false });
+        let flags = IoFlags::default();
+        let (got, want) =
+            self.both_taking(|fs, at| fs.copy_range(at(from), from_offset, at(to), to_offset, len, flags));
+        same_outcome(&got, &want)?;
+        match (got, want) {
+            (Ok(got), Ok(want)) if got != want => fail_with!("copied {got} bytes of {want}"),
+            _ => Ok(Promise::None),
+        }
+    }
+
+    /// The model knows which bytes are zero, but not in what units a file system has holes.
+    fn seek(&mut self, file: Nth, offset: u64) -> Outcome {
         let Some(ino) = self.file(file) else { return Ok(Promise::None) };
-        let mode = if keep_size { Fallocate::KeepSize } else { Fallocate::Allocate };
+        let state = self.model.snapshot();
+        let Some(content) = state.get(ino).and_then(|n| n.content()) else { return Ok(Promise::None) };
+        let seek = |what| self.subject().fs().seek(self.inos.subject(ino), offset, what);
+        let size = content.size();
+        match seek(Seek::Data) {
+            Ok(at) if offset <= at && at < size && content.is_zero(offset..at) => {}
+            Err(e) if e.errno() == libc::ENXIO && (offset >= size || content.is_zero(offset..size)) => {}
+            other => fail_with!("model inode {ino}: data from {offset} is at {other:?}, size {size}"),
+        }
+        match seek(Seek::Hole) {
+            Ok(at) if offset <= at && at < size => {
+                let page = self.config.page;
+                let end = size.min((at / page + 1) * page);
+                if !content.is_zero(at..end) {
+                    fail_with!("model inode {ino}: the hole at {at} has data");
+                }
+            }
+            Ok(at) if offset < size && at == size => {}
+            Err(e) if e.errno() == libc::ENXIO && offset >= size => {}
+            other => fail_with!("model inode {ino}: the hole from {offset} is at {other:?}, size {size}"),
+        }
+        Ok(Promise::None)
+    }
+
+    fn fallocate(&mut self, file: Nth, mode: Fallocate, offset: u64, len: u64) -> Outcome {
+        let Some(ino) = self.file(file) else { return Ok(Promise::None) };
         let reserved = self.both_taking(|fs, at| fs.fallocate(at(ino), mode, offset, len));
         self.plain(reserved)
     }

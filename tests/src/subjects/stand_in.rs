@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fs_core::api::{
-    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, StatFs, XattrFlags,
+    Attr, DirEntry, Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, Seek, SetAttr, StatFs,
+    XattrFlags,
 };
 use fs_core::env::Env;
 use fs_core::{Ino, Result};
@@ -345,6 +346,20 @@ impl FsOps for StandIn {
     }
     fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.done(self.model.removexattr(ino, name))
+    }
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        self.model.seek(ino, offset, what)
+    }
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        flags: IoFlags,
+    ) -> Result<u64> {
+        self.done(self.model.copy_range(from, from_offset, to, to_offset, len, flags))
     }
     fn readdir(&self, ino: Ino, cookie: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
         self.model.readdir(ino, cookie, emit)

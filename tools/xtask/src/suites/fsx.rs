@@ -11,10 +11,11 @@ use crate::workdir::WorkDir;
 use crate::{cmd, paths, tools};
 
 /// Configuration files with operations per seed, in CI and in full.
-const PROFILES: [(&str, u64, u64); 2] = [("fsx-mmap", 4_000, 50_000), ("fsx-large", 1_000, 10_000)];
+const PROFILES: [(&str, u64, u64); 3] =
+    [("fsx-mmap", 4_000, 200_000), ("fsx-holes", 4_000, 200_000), ("fsx-large", 1_000, 20_000)];
 
 /// Seeds of each profile, in CI and in full.
-const SEEDS: (u64, u64) = (4, 12);
+const SEEDS: (u64, u64) = (4, 10);
 
 /// Runs every profile with several seeds on one volume.
 pub fn run(plan: &Plan, work: &WorkDir, tally: &mut Tally) -> Result<()> {
