@@ -90,6 +90,10 @@ fn looking_changes_nothing_and_sees_what_the_journal_has() {
     assert!(long.contains(" 2001-09-09 01:46:40 big\n") && long.contains("link -> small\n"), "{long}");
     assert!(stdout(&v, &["tree", "IMAGE"]).ends_with(b"loop -> loop\n  to-d -> /d/../d\n"));
     assert_eq!(stdout(&v, &["cat", "IMAGE", "to-d/link", "/d/second"]), b"small content\nsmall content\n");
+    let big = stdout(&v, &["cat", "IMAGE", "d/big"]);
+    let (start, end) = (3 << 20, (3 << 20) + content().len());
+    assert!(big.len() == 1 << 30 && big[start..end] == content());
+    assert!(big[..start].iter().chain(&big[end..]).all(|&b| b == 0));
     let stat = String::from_utf8(stdout(&v, &["stat", "IMAGE", "d/big"])).unwrap();
     assert!(stat.contains("size: 1073741824 bytes") && stat.contains("user 1234, group 5678"), "{stat}");
     assert!(stat.contains("modify: 2001-09-09 01:46:40.123456789 UTC"), "{stat}");

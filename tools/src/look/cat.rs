@@ -1,7 +1,7 @@
 //! `dbfs cat`: the content of files.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -64,14 +64,28 @@ fn regular(path: &[u8], attr: Attr) -> Result<Attr> {
 
 fn print(look: &Look, path: &[u8], attr: &Attr) -> Result<()> {
     let mut outcome = Ok(());
-    output::stream(|out| match look.read(attr, |_, bytes| out.write_all(bytes)) {
-        Err(ReadError::Taker(e)) => Err(e),
-        other => {
-            outcome = other;
-            Ok(())
+    output::stream(|out| {
+        let mut at = 0;
+        let read = look.read(attr, |offset, bytes| {
+            zeros(out, offset - at)?;
+            at = offset + bytes.len() as u64;
+            out.write_all(bytes)
+        });
+        match read {
+            Err(ReadError::Taker(e)) => Err(e),
+            Ok(()) => zeros(out, attr.size.saturating_sub(at)),
+            other => {
+                outcome = other;
+                Ok(())
+            }
         }
     })?;
     read_outcome(path, outcome)
+}
+
+/// What a hole reads as.
+fn zeros(out: &mut dyn io::Write, count: u64) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(count), out).map(drop)
 }
 
 fn read_outcome(path: &[u8], outcome: Result<(), ReadError>) -> Result<()> {
@@ -88,11 +102,13 @@ fn object(look: &Look, path: &[u8], attr: &Attr) -> Result<serde_json::Map<Strin
         bail!("{} has more than 64 MiB: print it without --json", shown::quoted(path));
     }
     let mut content = Vec::new();
-    let take = |_: u64, bytes: &[u8]| -> io::Result<()> {
+    let take = |offset: u64, bytes: &[u8]| -> io::Result<()> {
+        content.resize(offset as usize, 0);
         content.extend_from_slice(bytes);
         Ok(())
     };
     read_outcome(path, look.read(attr, take))?;
+    content.resize(attr.size as usize, 0);
     let mut fields = serde_json::Map::new();
     shown::put(&mut fields, "path", path);
     fields.insert("size".into(), attr.size.into());

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use fs_core::api::{Attr, FileType, FsOps};
+use fs_core::api::{Attr, FileType, FsOps, Seek};
 use fs_core::{FsError, Ino, Volume};
 
 use crate::options::Options;
@@ -121,7 +121,7 @@ impl Look {
         names.map(|name| Ok((name.to_vec(), self.volume.getxattr(ino, name)?))).collect()
     }
 
-    /// Hands the content of a file over, step by step: offset and bytes.
+    /// Hands the content of a file over, step by step: offset and bytes. Holes are left out.
     pub fn read(
         &self,
         attr: &Attr,
@@ -130,6 +130,10 @@ impl Look {
         let mut buf = vec![0; STEP];
         let mut offset = 0;
         while offset < attr.size {
+            offset = match self.volume.seek(attr.ino, offset, Seek::Data) {
+                Err(FsError::Posix(libc::ENXIO)) => break,
+                other => other?,
+            };
             let n = self.volume.read(attr.ino, offset, &mut buf, Default::default())?;
             if n == 0 {
                 break;
