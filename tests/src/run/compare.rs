@@ -11,7 +11,7 @@ pub fn same_outcome<T, U>(got: &fs_core::Result<T>, want: &fs_core::Result<U>) -
     match (got, want) {
         (Ok(_), Ok(_)) => Ok(()),
         (Err(got), Err(want)) if got.errno() == want.errno() => Ok(()),
-        (Err(got), Err(want)) => fail_with!("failed with \"{got}\", should with \"{want}\""),
+        (Err(got), Err(want)) => Err(Failure::refused_otherwise(got, want)),
         (Err(got), Ok(_)) => Err(Failure::refused(got)),
         (Ok(_), Err(want)) => fail_with!("succeeded, should fail with \"{want}\""),
     }

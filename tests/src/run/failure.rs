@@ -22,14 +22,20 @@ impl Failure {
         Self { what, context: Vec::new(), refused: Some(error.errno()) }
     }
 
+    /// An operation failed with `got`, where `want` is the right error.
+    pub fn refused_otherwise(got: &fs_core::FsError, want: &fs_core::FsError) -> Self {
+        let what = format!("failed with \"{got}\", should with \"{want}\"");
+        Self { what, context: Vec::new(), refused: Some(got.errno()) }
+    }
+
     /// The kind of failure: its first words, without numbers. Two failures of different kinds are
     /// not the same bug.
     pub fn kind(&self) -> String {
         self.what.chars().filter(|c| !c.is_ascii_digit()).take(50).collect()
     }
 
-    /// The errno, if an operation that should have succeeded failed in a way that a failing device
-    /// explains; the file system told the truth then.
+    /// The errno, if an operation failed in a way that a failing device explains; the file system told the
+    /// truth then.
     pub fn device_refusal(&self) -> Option<i32> {
         self.refused.filter(|e| [libc::EIO, libc::ENOSPC, libc::EROFS].contains(e))
     }
