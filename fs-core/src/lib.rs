@@ -26,4 +26,6 @@ pub use types::{
     BLOCK_SIZE, BlockNr, BlockRun, CHUNK_PAGES, Epoch, GroupNr, Ino, Lsn, NODE_BLOCKS, NODE_SIZE, PageNr,
     PageSize,
 };
-pub use volume::{CounterValues, FormatOptions, MountOptions, StopFlag, Volume};
+pub use volume::{
+    CounterValues, FormatOptions, MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag, Volume,
+};

@@ -1,5 +1,6 @@
 //! The `dbfs` command: makes, mounts and looks into volumes.
 
+mod control;
 mod daemon;
 mod df;
 mod dump;
@@ -17,6 +18,7 @@ mod notify;
 mod options;
 mod output;
 mod remount;
+mod scrub;
 mod serve;
 mod shown;
 mod signals;
@@ -57,6 +59,7 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Fsck(fsck::Args),
+    Scrub(scrub::Args),
     Info(info::Args),
     Df(df::Args),
     Ls(look::ls::Args),
@@ -76,6 +79,7 @@ impl Command {
             Command::Mount(args) => mount::run(args),
             Command::Umount(args) => umount::run(args),
             Command::Fsck(args) => fsck::run(args),
+            Command::Scrub(args) => scrub::run(args),
             Command::Info(args) => info::run(args),
             Command::Df(args) => df::run(args),
             Command::Ls(args) => look::ls::run(args),
@@ -94,6 +98,7 @@ impl Command {
             Command::Mount(_) => "mount",
             Command::Umount(_) => "umount",
             Command::Fsck(_) => "fsck",
+            Command::Scrub(_) => "scrub",
             Command::Info(_) => "info",
             Command::Df(_) => "df",
             Command::Ls(_) => "ls",
@@ -111,6 +116,7 @@ impl Command {
         match self {
             Command::Mount(_) | Command::Umount(_) => MOUNT_FAILURE,
             Command::Fsck(_) => FSCK_FAILURE,
+            Command::Scrub(_) => scrub::FAILURE,
             _ => 1,
         }
     }

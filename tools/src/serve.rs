@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use dbfs_fuse::Unmounter;
 use fs_core::{StopFlag, Volume};
 
+use crate::control;
 use crate::daemon::Report;
 use crate::engine;
 use crate::notify;
@@ -52,12 +53,17 @@ fn serve_volume(
     watch_signals(signals, unmounter.clone())?;
     let stop = Arc::new(StopFlag::default());
     let background = start_background(volume.clone(), stop.clone(), unmounter)?;
+    let control = control::server::Server::start(volume.clone());
+    if let Err(e) = &control {
+        tracing::warn!("commands that need the daemon will not work: {e:#}");
+    }
     report.live().context("cannot tell that the mount is live")?;
     let live = format!("{} is mounted on {}", path.display(), dir.display());
     notify::ready(&live);
     tracing::info!("{live}");
 
     let served = mounted.run().with_context(|| format!("serving {} failed", dir.display()));
+    drop(control);
     stop.stop();
     let ended = background.join().map_err(|_| anyhow!("the background thread panicked")).and_then(|r| r);
     served.and(ended)

@@ -26,6 +26,7 @@ pub(crate) mod meta;
 mod mount;
 mod patches;
 mod recover;
+mod scrub;
 mod slots;
 mod space;
 
@@ -45,6 +46,7 @@ pub use format::FormatOptions;
 pub(crate) use mount::{tree_root, tree_state};
 pub(crate) use patches::Patches;
 pub(crate) use recover::{Recovered, UnprovenData, check_change, read_superblock, recover, recover_from};
+pub use scrub::{Pace, ScrubFinding, ScrubStats};
 pub(crate) use slots::{Rows, best_slot, check_slot};
 
 use crate::cache::PageCache;
