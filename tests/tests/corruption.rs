@@ -59,7 +59,7 @@ fn damage_in_a_deep_tree_gives_errors_or_the_right_data() {
 fn flipped_bytes_of_metadata_give_errors_or_the_right_data() {
     let _alone = alone();
     // Steps that meet every kind of structure, and other bytes of them.
-    let counts = run(Mode::EveryByte, (0..400u64).map(|i| i * 997));
+    let counts = run(Mode::EveryByte, (0..400u64).map(|i| i * 379));
     assert!(counts.reported > 100, "{counts:?}");
 }
 
@@ -74,4 +74,11 @@ fn forged_images_do_no_harm() {
 fn mutated_structures_do_no_harm() {
     let _alone = alone();
     run(Mode::Bytes, 0..60_000);
+}
+
+#[test]
+fn repaired_images_are_well_and_lose_only_what_is_named() {
+    let _alone = alone();
+    let counts = run(Mode::Repair, 0..120);
+    assert!(counts.reported > 100, "{counts:?}");
 }

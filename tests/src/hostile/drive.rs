@@ -8,6 +8,7 @@ use super::aged::{Aged, build};
 use super::damage::{damage, flip, metadata_bytes};
 use super::forge::forge;
 use super::memory::peak_of;
+use super::mend::mend;
 use super::probe::{Outcome, probe};
 use super::script::{Script, random};
 use super::targets::{self, corpus, mutated};
@@ -31,6 +32,10 @@ pub enum Mode {
     Forge,
     /// Single structures, mutated.
     Bytes,
+    /// Damage in one place, repaired.
+    Repair,
+    /// Changes with right checksums, repaired.
+    RepairForged,
 }
 
 impl Mode {
@@ -42,11 +47,21 @@ impl Mode {
             Mode::EveryByte => "every-byte",
             Mode::Forge => "forge",
             Mode::Bytes => "bytes",
+            Mode::Repair => "repair",
+            Mode::RepairForged => "repair-forged",
         }
     }
 
     /// All of them.
-    pub const ALL: [Mode; 5] = [Mode::Damage, Mode::DeepDamage, Mode::EveryByte, Mode::Forge, Mode::Bytes];
+    pub const ALL: [Mode; 7] = [
+        Mode::Damage,
+        Mode::DeepDamage,
+        Mode::EveryByte,
+        Mode::Forge,
+        Mode::Bytes,
+        Mode::Repair,
+        Mode::RepairForged,
+    ];
 
     /// The mode of this name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -72,19 +87,24 @@ pub fn case(mode: Mode, seed: u64) -> Result<Option<Outcome>, String> {
     let bytes = random(seed);
     let mut script = Script::new(&bytes);
     let (image, what, want) = match mode {
-        Mode::Damage => with_want(damage(small(), &mut script), small()),
+        Mode::Damage | Mode::Repair => with_want(damage(small(), &mut script), small()),
         Mode::DeepDamage => with_want(damage(deep(), &mut script), deep()),
         Mode::EveryByte => match flip(small(), seed, (seed % 255) as u8 + 1) {
             Some(damaged) => with_want(damaged, small()),
             None => return Ok(None),
         },
         Mode::Bytes => return bytes_case(seed).map(|()| Some(Outcome::default())),
-        Mode::Forge => {
+        Mode::Forge | Mode::RepairForged => {
             let (image, what) = forge(small(), &mut script);
             (image, what, None)
         }
     };
-    let (outcome, peak) = peak_of(|| probe(&image, want));
+    let (outcome, peak) = peak_of(|| match mode {
+        Mode::Repair | Mode::RepairForged => {
+            mend(&image, want).map(|done| Outcome { reported: done, refused: !done, errors: false })
+        }
+        _ => probe(&image, want),
+    });
     let outcome = outcome.map_err(|e| format!("{what}: {e}"))?;
     if peak > MOST_MEMORY {
         return Err(format!("{what}: it took {} MiB of memory", peak >> 20));
@@ -144,7 +164,8 @@ pub fn soak(seed: u64, until: Instant) -> u64 {
             0 | 1 => (Mode::EveryByte, byte),
             2 | 3 => (Mode::Damage, seed.wrapping_add(n)),
             4 if n % 64 == 4 => (Mode::DeepDamage, seed.wrapping_add(n)),
-            4 | 5 => (Mode::Bytes, seed.wrapping_add(n)),
+            4 => (Mode::Bytes, seed.wrapping_add(n)),
+            5 => (Mode::Repair, seed.wrapping_add(n)),
             _ => (Mode::Forge, seed.wrapping_add(n)),
         };
         match case(mode, number) {

@@ -4,7 +4,7 @@
 //! right or an error. Or structures are changed and their checksums made right again ([`forge`]): then
 //! nothing is known about the content, but nothing may panic, hang or take all memory. Both are tried by
 //! mounting the volume read-only and for writing, reading everything, changing something, and fsck
-//! ([`probe`]).
+//! ([`probe`]); and by repairing it ([`mend`]).
 
 pub mod aged;
 pub mod damage;
@@ -12,6 +12,7 @@ pub mod drive;
 pub mod forge;
 pub mod layout;
 pub mod memory;
+pub mod mend;
 pub mod probe;
 pub mod script;
 pub mod targets;

@@ -1,0 +1,65 @@
+//! Repair of damaged images: afterwards all is well, and what is not named as damaged is what it was.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use blockdev::{BlockDevice, RamDevice};
+use fs_core::fsck::{CheckOptions, check};
+use fs_core::repair::{RepairOptions, RepairReport, plan};
+
+use super::probe::{Content, Entry, guarded, read_all};
+use crate::clock::Clock;
+
+/// Repairs a copy of the image and looks at the result. With `want`, every file that the repair does not
+/// name must be as it was there, unless acknowledged changes are named as lost. Whether it could be
+/// repaired. `Err`: a panic, a volume that is still wrong, or a file that is not what it was.
+pub fn mend(image: &RamDevice, want: Option<&Content>) -> Result<bool, String> {
+    let device = image.snapshot();
+    let Some(report) = guarded("a repair", || Ok(repair(&device)))? else { return Ok(false) };
+    let shared: Arc<dyn BlockDevice> = Arc::new(device.clone());
+    let options = CheckOptions { data: true, ..CheckOptions::default() };
+    let checked = guarded("the fsck after a repair", || check(&shared, &options).map_err(|e| e.to_string()))?;
+    if !checked.is_clean() {
+        return Err(format!("after a repair fsck finds {:?}", checked.problems));
+    }
+    let content = guarded("reading after a repair", || read_all(&device).map_err(|e| e.to_string()))?;
+    if content.errors > 0 {
+        return Err("after a repair there are errors".into());
+    }
+    match want {
+        Some(want) if report.lost_records.is_none() && report.more_damaged == 0 => {
+            compare(&content, want, &report)
+        }
+        _ => Ok(()),
+    }
+    .map(|()| true)
+}
+
+/// `None`: it cannot be repaired, and nothing was written.
+fn repair(device: &RamDevice) -> Option<RepairReport> {
+    let shared: Arc<dyn BlockDevice> = Arc::new(device.clone());
+    let plan = plan(&shared, &RepairOptions { data: true, progress: None }, &Clock::new(9)).ok()?;
+    let report = plan.report().clone();
+    plan.execute(device).ok()?;
+    Some(report)
+}
+
+/// Files and links by inode.
+fn by_inode(content: &Content) -> BTreeMap<u64, &Entry> {
+    content.entries.values().flatten().map(|e| (e.ino.0, e)).collect()
+}
+
+fn compare(content: &Content, want: &Content, report: &RepairReport) -> Result<(), String> {
+    let named: HashSet<u64> = report.damaged.iter().map(|d| d.ino).collect();
+    let got = by_inode(content);
+    for (ino, want) in by_inode(want).into_iter().filter(|(ino, _)| !named.contains(ino)) {
+        let Some(got) = got.get(&ino) else {
+            return Err(format!("inode {ino} is gone and not named as lost: {report:?}"));
+        };
+        let kind = |e: &Entry| e.attr.as_ref().ok().map(|a| (a.0, a.1, a.3, a.4, a.5));
+        if kind(got) != kind(want) || got.target != want.target || got.data != want.data {
+            return Err(format!("inode {ino} is not what it was, and not named as damaged"));
+        }
+    }
+    Ok(())
+}
