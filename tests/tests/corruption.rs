@@ -79,6 +79,6 @@ fn mutated_structures_do_no_harm() {
 #[test]
 fn repaired_images_are_well_and_lose_only_what_is_named() {
     let _alone = alone();
-    let counts = run(Mode::Repair, 0..120);
+    let counts = run(Mode::Repair, 0..300);
     assert!(counts.reported > 100, "{counts:?}");
 }
