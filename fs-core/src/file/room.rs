@@ -41,8 +41,12 @@ pub(crate) enum Until {
     Home,
 }
 
-/// Rounds of freeing space for writeback, which must come to an end somehow.
-const ROUNDS: usize = 4;
+/// Rounds of freeing space for what was promised to succeed; it must come to an end somehow.
+const ROUNDS: usize = 100;
+/// Rounds of them with checkpoints; in the others it waits for those who have the space.
+const CHECKPOINT_ROUNDS: std::ops::RangeInclusive<usize> = 1..=2;
+/// How long it waits for them in each round.
+const WAIT: std::time::Duration = std::time::Duration::from_millis(2);
 
 impl Room<'_> {
     /// Gives page number `i` its place. The caller holds the page exclusively.
@@ -179,6 +183,21 @@ impl Volume {
         Ok((hold, user == 0))
     }
 
+    /// Whether a write to these pages takes no more space than it gives back.
+    pub(crate) fn only_overwrites(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        last: PageNr,
+        size: u64,
+    ) -> Result<bool> {
+        let mut entries = vec![PageEntry::Hole; (last.0 - first.0 + 1) as usize];
+        self.meta.pages(inode.ino, first, &mut entries)?;
+        let has = |e: &PageEntry| e.blocks().map_or(0, |b| u32::from(b.len));
+        let pages = (first.0..=last.0).map(PageNr);
+        Ok(pages.zip(&entries).all(|(page, entry)| has(entry) >= self.blocks_needed(page, size)))
+    }
+
     /// Sets aside blocks for the way home of a frame's page. Best effort: for what may not be refused.
     pub(crate) fn hold_way_home(&self, data: &mut FrameData) {
         let have = data.hold.as_ref().map_or(0, Hold::blocks) + data.place.map_or(0, |run| run.len.into());
@@ -311,16 +330,18 @@ impl Volume {
         outcome
     }
 
-    /// As [`Self::with_room`], for writeback, which was promised to succeed: others may have the space
-    /// that it needs only for a moment.
+    /// As [`Self::with_room`], for writeback and overwrites, which were promised to succeed: others may
+    /// have the space that they need, but only for a moment.
     pub(crate) fn with_room_at_last<T>(&self, mut f: impl FnMut() -> Result<T>) -> Result<T> {
         let mut outcome = f();
         for round in 0..ROUNDS {
             if !outcome.as_ref().is_err_and(is_full) {
                 return outcome;
             }
-            self.make_room(round > 0)?;
-            std::thread::yield_now();
+            if round > *CHECKPOINT_ROUNDS.end() {
+                std::thread::sleep(WAIT);
+            }
+            self.make_room(CHECKPOINT_ROUNDS.contains(&round))?;
             outcome = f();
         }
         outcome

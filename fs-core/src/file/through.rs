@@ -3,6 +3,7 @@
 use blockdev::{AlignedBuf, IoClass};
 
 use super::map::PageImage;
+use super::room::is_full;
 use super::write::without_priv;
 use crate::api::IoFlags;
 use crate::error::{FsError, Result};
@@ -21,7 +22,17 @@ impl Volume {
         data: &[u8],
         flags: IoFlags,
     ) -> Result<()> {
-        self.with_room(|| self.try_write_through(inode, offset, data, flags))
+        match self.with_room(|| self.try_write_through(inode, offset, data, flags)) {
+            Err(e) if is_full(&e) => {}
+            outcome => return outcome,
+        }
+        let end = offset + data.len() as u64;
+        let (first, last) = (self.page_size().page_of(offset), self.page_size().page_of(end - 1));
+        let size = inode.state.lock().item.size.max(end);
+        if !self.only_overwrites(inode, first, last, size)? {
+            return Err(FsError::NO_SPACE);
+        }
+        self.with_room_at_last(|| self.try_write_through(inode, offset, data, flags))
     }
 
     fn try_write_through(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {

@@ -230,6 +230,32 @@ fn by_many_who_sync() {
     rig.goes_on(&[]);
 }
 
+/// The largest atomic overwrites, from more threads than the reserve has room for at once.
+#[test]
+fn and_overwrite_from_many_threads() {
+    let mut rig = Rig::new(65536);
+    rig.create(b"data");
+    rig.append_until_full(b"data", 64 << 10, BUFFERED);
+    let (kept, data) = (rig.ino(b"kept"), rig.ino(b"data"));
+    std::thread::scope(|scope| {
+        for t in 0..6u64 {
+            let v = &rig.v;
+            scope.spawn(move || {
+                for n in 0..30 {
+                    let at = (t * 30 + n) % 20 * MIB as u64;
+                    let flags = [DIRECT, BUFFERED][n as usize % 2];
+                    v.write(data, at, &bytes(n, MIB), flags).unwrap();
+                    v.write(kept, t * 65536 * 3, &bytes(n, 100), DSYNC).unwrap();
+                    v.fsync(data, true).unwrap();
+                }
+            });
+        }
+    });
+    rig.put(b"kept", 0, &bytes(2, 2 * MIB), BUFFERED).unwrap();
+    rig.unlink(b"data");
+    rig.goes_on(&[]);
+}
+
 /// Deleting and writing in turn, always near the end of the space.
 #[test]
 fn and_stay_full() {
