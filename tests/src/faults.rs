@@ -194,7 +194,11 @@ fn see(fs: &dyn FsOps, expect: &mut Expectation) -> Result<(), Failure> {
     if let (Some(text), Some(_)) = (fits(last), fits(last.saturating_sub(1))) {
         fail_with!("a failed operation left names that are neither old nor new: {text}");
     }
-    let (state, inos) = read_state(fs, &tree, expect);
+    let (state, mut inos) = read_state(fs, &tree, expect);
+    // What has been removed since may be there again after a power cut.
+    for (model, subject) in expect.inos.pairs().filter(|(model, _)| !state.nodes().contains_key(model)) {
+        inos.insert(model, subject);
+    }
     expect.states.push(state);
     expect.inos = inos;
     expect.records.push(Record {
