@@ -19,8 +19,7 @@ pub const FAILURE: u8 = 8;
 
 /// Verify a mounted volume: all metadata and all data, read from the device.
 ///
-/// The volume can be used meanwhile; nothing is changed. What was written since the last checkpoint
-/// may be left out. Prints what is wrong, by path.
+/// The volume can be used meanwhile; nothing is changed. Prints what is wrong, by path.
 ///
 /// Exit codes: 0 all is right, 4 something is wrong, 8 not all could be verified.
 #[derive(Debug, clap::Args)]

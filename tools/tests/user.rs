@@ -27,8 +27,10 @@ impl Home {
         fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).unwrap();
         let home = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir(home.mnt()).unwrap();
-        // The build's directory may be closed to the user.
-        fs::copy(env!("CARGO_BIN_EXE_dbfs"), home.path("dbfs")).unwrap();
+        // The build's directory may be closed to the user. Another process copies: this one's threads fork,
+        // and a child that still has the copy open for writing would keep it from being run (ETXTBSY).
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_dbfs")).arg(home.path("dbfs")).status();
+        assert!(copied.unwrap().success());
         for path in [home.path(""), home.mnt()] {
             chown(path, Some(USER), Some(USER)).unwrap();
         }

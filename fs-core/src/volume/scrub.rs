@@ -61,10 +61,14 @@ pub struct ScrubStats {
 pub type Pace<'a> = dyn FnMut(&ScrubStats) -> ControlFlow<()> + 'a;
 
 impl Volume {
-    /// Reads everything and verifies it. Changes nothing, takes no lock for longer than a look-up.
-    /// What was written since the last checkpoint began may be left out. Blocks for as long as
+    /// Reads everything and verifies it. Begins with a checkpoint, so that all that was written before the
+    /// call is seen; changes nothing else, takes no lock for longer than a look-up. Blocks for as long as
     /// reading the volume takes.
     pub fn scrub(&self, pace: &mut Pace<'_>, found: &mut dyn FnMut(ScrubFinding)) -> Result<ScrubStats> {
+        if !self.read_only() {
+            // A volume that has stopped is still worth looking at, as of its last checkpoint.
+            let _ = self.checkpoint();
+        }
         let mut scrub = Scrub { volume: self, stats: ScrubStats::default(), pace, found };
         let mut from = Some(FIRST);
         while let Some(key) = from {

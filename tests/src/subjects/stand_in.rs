@@ -348,7 +348,15 @@ impl FsOps for StandIn {
         self.done(self.model.removexattr(ino, name))
     }
     fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
-        self.model.seek(ino, offset, what)
+        match what {
+            Seek::Data => self.model.seek(ino, offset, what),
+            // The model's holes begin anywhere, those of a file system where a page does. There is always
+            // one behind the end (lseek(2)).
+            Seek::Hole => {
+                self.model.seek(ino, offset, what)?;
+                Ok(self.model.getattr(ino)?.size)
+            }
+        }
     }
     fn copy_range(
         &self,

@@ -142,6 +142,11 @@ impl Server {
         [host, sockets, port, PORT.to_string(), user, "postgres".into()]
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> Result<String> {
+        std::fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
+    }
+
     /// The installation it runs from.
     pub fn install(&self) -> &Install {
         &self.install

@@ -4,6 +4,7 @@ mod fsx;
 mod package;
 mod pg_basic;
 mod pg_cut;
+mod pg_full;
 mod pg_kill;
 mod pg_regress;
 mod pjdfstest;
@@ -36,6 +37,8 @@ pub enum Suite {
     PgKill,
     /// Power cuts, rebuilt from a recording of everything the daemon wrote
     PgCut,
+    /// PostgreSQL on a volume that becomes full
+    PgFull,
     /// A large file overwritten at random, a directory of a million files: size and memory stay bounded
     Scale,
     /// cp, tar, rsync, git, dd, SQLite and MariaDB
@@ -141,6 +144,7 @@ fn run_one(plan: &Plan, suite: Suite) -> Tally {
         Suite::PgRegress => pg_regress::run(plan, &work, &mut tally),
         Suite::PgKill => pg_kill::run(plan, &work, &mut tally),
         Suite::PgCut => pg_cut::run(plan, &work, &mut tally),
+        Suite::PgFull => pg_full::run(plan, &work, &mut tally),
         Suite::Scale => scale::run(plan, &work, &mut tally),
         Suite::Programs => programs::run(plan, &work, &mut tally),
         Suite::Package => package::run(plan, &work, &mut tally),
