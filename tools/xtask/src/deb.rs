@@ -58,7 +58,7 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     std::fs::write(control.join("control"), control_file(&architecture()?, size)?)?;
     std::fs::write(control.join("md5sums"), checksums(&root)?)?;
     for script in ["postinst", "postrm"] {
-        install("tools/package/reload.sh", &control.join(script), 0o755)?;
+        install(&format!("tools/package/{script}.sh"), &control.join(script), 0o755)?;
     }
     say!("building {}", package.display());
     let mut build = Command::new(paths::program("dpkg-deb")?);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# systemd learns of a unit that has come, or gone.
+# systemd learns of a unit that has come.
 set -e
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload || true
