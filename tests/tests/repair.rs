@@ -27,9 +27,3 @@ fn damaged_volumes_are_repaired() {
     // Most damage to single nodes loses nothing.
     assert!(count(&|o| o.repaired && o.named == 0) > 10, "{outcomes:?}");
 }
-
-#[test]
-#[ignore = "takes many minutes; for changes of the repair"]
-fn many_damaged_volumes_are_repaired() {
-    run_all(SEEDS..1000);
-}

@@ -42,6 +42,9 @@ struct Args {
     /// Instead of histories: damaged and forged images
     #[arg(long)]
     images: bool,
+    /// Instead of histories: damaged volumes, repaired
+    #[arg(long, conflicts_with = "images")]
+    repairs: bool,
     /// Run this one image, KIND:NUMBER
     #[arg(long)]
     image: Option<String>,
@@ -69,6 +72,7 @@ fn main() -> std::process::ExitCode {
         (_, Some(image), _) => run_image(image),
         (_, _, Some(dir)) => write_corpus(dir),
         _ if args.images => drive::soak(args.seed, Instant::now() + minutes(&args)) == 0,
+        _ if args.repairs => soak_repairs(&args),
         _ => soak(&args),
     };
     if fine { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
@@ -76,6 +80,23 @@ fn main() -> std::process::ExitCode {
 
 fn minutes(args: &Args) -> Duration {
     Duration::from_secs_f64(args.minutes * 60.0)
+}
+
+/// Repairs one volume after the other; prints each that is not right afterwards.
+fn soak_repairs(args: &Args) -> bool {
+    let until = Instant::now() + minutes(args);
+    let mut fine = true;
+    let mut seed = args.seed;
+    while (fine || args.keep_going) && args.histories.map_or(Instant::now() < until, |n| seed < args.seed + n)
+    {
+        if let Err(e) = dbfs_tests::repair::run(seed) {
+            fine = false;
+            println!("REPLAY: dbfs-soak --repairs --seed {seed} --histories 1: {}", e.replace('\n', "; "));
+        }
+        seed += 1;
+    }
+    println!("{} damaged volumes", seed - args.seed);
+    fine
 }
 
 fn run_image(image: &str) -> bool {

@@ -67,6 +67,23 @@ impl<S: Subject> Lockstep<S> {
         }
     }
 
+    /// As [`Self::both_taking`], for what takes `len` bytes but need not be whole: a full volume may take
+    /// the first of them only, as write(2) says.
+    fn both_filling(&mut self, len: u64, f: impl Fn(&dyn FsOps, At<'_>, u64) -> FsResult<u64>) -> Both<u64> {
+        let got = f(self.subject().fs(), &|ino| self.inos.subject(ino), len);
+        match &got {
+            Err(e) if self.config.fill > 0 && e.errno() == libc::ENOSPC => {
+                self.refused += 1;
+                (got, Err(FsError::NO_SPACE))
+            }
+            Ok(part) if self.config.fill > 0 && 0 < *part && *part < len => {
+                let part = *part;
+                (got, f(&self.model, &|ino| ino, part))
+            }
+            _ => (got, f(&self.model, &|ino| ino, len)),
+        }
+    }
+
     fn pick(&self, nth: Nth, wanted: impl Fn(&crate::model::Node) -> bool) -> Option<Ino> {
         let state = self.model.snapshot();
         let all: Vec<Ino> = state.nodes().iter().filter(|(_, n)| wanted(n)).map(|(i, _)| *i).collect();
@@ -276,13 +293,16 @@ impl<S: Subject> Lockstep<S> {
         let range = offset..offset + u64::from(len);
         let whole = (flags.direct || flags.dsync) && u64::from(len) <= MAX_ATOMIC;
         self.written = Some(Written { ino, range: range.clone(), atomic: whole });
-        let (got, want) = self.both_taking(|fs, at| fs.write(at(ino), offset, &data, flags));
+        let write = |fs: &dyn FsOps, at: At<'_>, len: u64| {
+            fs.write(at(ino), offset, &data[..len as usize], flags).map(|n| n as u64)
+        };
+        let (got, want) = self.both_filling(len.into(), write);
         same_outcome(&got, &want)?;
         let (Ok(got), Ok(want)) = (got, want) else { return Ok(Promise::None) };
-        if got != want {
+        if got != want || (whole && got < u64::from(len)) {
             fail_with!("wrote {got} bytes of {want}");
         }
-        Ok(promised(flags, ino, range))
+        Ok(promised(flags, ino, offset..offset + got))
     }
 
     fn append(&mut self, file: Nth, len: u32, how: How, then: Then) -> Outcome {
@@ -366,8 +386,9 @@ impl<S: Subject> Lockstep<S> {
         let len = len.min(size.saturating_sub(from_offset));
         self.written = Some(Written { ino: to, range: to_offset..to_offset + len, atomic: false });
         let flags = IoFlags::default();
-        let (got, want) =
-            self.both_taking(|fs, at| fs.copy_range(at(from), from_offset, at(to), to_offset, len, flags));
+        let (got, want) = self.both_filling(len, |fs, at, len| {
+            fs.copy_range(at(from), from_offset, at(to), to_offset, len, flags)
+        });
         same_outcome(&got, &want)?;
         match (got, want) {
             (Ok(got), Ok(want)) if got != want => fail_with!("copied {got} bytes of {want}"),

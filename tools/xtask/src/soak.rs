@@ -42,6 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
         // A share for each part, even in a short run.
         tally.add(simulation.run("simulated crashes", &[], rng.next_seed(), left.div_ceil(4)));
         tally.add(simulation.run("hostile images", &["--images"], rng.next_seed(), left.div_ceil(4)));
+        tally.add(simulation.run("repairs", &["--repairs"], rng.next_seed(), left.div_ceil(8)));
         for suite in SUITES.into_iter().take_while(|_| start.elapsed() < end) {
             let plan = Plan { seed: rng.next_seed(), ..plan };
             let outcome = suites::run(&plan, &[suite]);
@@ -56,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The program that compares random histories on a simulated device, crashes included, with the model,
-/// and that damages and forges images.
+/// and that damages, forges and repairs images.
 struct Simulation {
     program: std::path::PathBuf,
 }
