@@ -24,12 +24,19 @@ fn image(size: u64) -> (TempDir, PathBuf) {
     (dir, path)
 }
 
+/// For opens that must be refused.
 fn no_wait() -> OpenOptions {
     OpenOptions { lock_timeout: Duration::ZERO, ..OpenOptions::default() }
 }
 
+/// For opens that must succeed. Other tests of this process start programs, and between fork and exec a child
+/// shares every descriptor, so a lock that was just given up may be held for a moment longer.
+fn patient() -> OpenOptions {
+    OpenOptions { lock_timeout: Duration::from_secs(60), ..OpenOptions::default() }
+}
+
 fn read_only() -> OpenOptions {
-    OpenOptions { read_only: true, ..no_wait() }
+    OpenOptions { read_only: true, ..patient() }
 }
 
 fn filled(byte: u8) -> AlignedBuf {
@@ -39,9 +46,9 @@ fn filled(byte: u8) -> AlignedBuf {
 #[test]
 fn a_writer_is_alone_and_readers_share() {
     let (_dir, path) = image(1 << 20);
-    let writer = FileDevice::open(&path, &no_wait()).unwrap();
+    let writer = FileDevice::open(&path, &patient()).unwrap();
     assert!(writer.capabilities().exclusive);
-    for options in [no_wait(), read_only()] {
+    for options in [no_wait(), OpenOptions { read_only: true, ..no_wait() }] {
         let error = FileDevice::open(&path, &options).unwrap_err();
         assert!(matches!(error, OpenError::InUse { .. }), "{error}");
         let text = error.to_string();
@@ -56,18 +63,17 @@ fn a_writer_is_alone_and_readers_share() {
     assert!(!readers[0].capabilities().exclusive);
     assert!(matches!(FileDevice::open(&path, &no_wait()), Err(OpenError::InUse { .. })));
     drop(readers);
-    FileDevice::open(&path, &no_wait()).unwrap();
+    FileDevice::open(&path, &patient()).unwrap();
 }
 
 #[test]
 fn waits_for_the_lock_as_long_as_it_is_told() {
     let (_dir, path) = image(1 << 20);
-    let writer = FileDevice::open(&path, &no_wait()).unwrap();
+    let writer = FileDevice::open(&path, &patient()).unwrap();
     let (opening, opened) = mpsc::channel();
     let waiter = thread::spawn(move || {
         opening.send(()).unwrap();
-        let patient = OpenOptions { lock_timeout: Duration::from_secs(600), ..OpenOptions::default() };
-        FileDevice::open(&path, &patient).map(|d| d.capabilities().exclusive)
+        FileDevice::open(&path, &patient()).map(|d| d.capabilities().exclusive)
     });
     opened.recv().unwrap();
     drop(writer);
@@ -78,7 +84,7 @@ fn waits_for_the_lock_as_long_as_it_is_told() {
 fn the_lock_is_given_up_with_the_last_request_and_not_passed_on() {
     for engine in [Engine::Auto, Engine::Pread] {
         let (_dir, path) = image(1 << 20);
-        let options = OpenOptions { engine, ..no_wait() };
+        let options = OpenOptions { engine, ..patient() };
         let writer = FileDevice::open(&path, &options).unwrap();
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let write = |b: u64| Request::write(b * 4096, vec![filled(7)], false, IoClass::Data);
@@ -122,7 +128,7 @@ fn what_is_no_device_is_not_opened() {
 #[test]
 fn size_follows_the_file_in_whole_sectors() {
     let (_dir, path) = image((1 << 20) + 100);
-    let device = FileDevice::open(&path, &no_wait()).unwrap();
+    let device = FileDevice::open(&path, &patient()).unwrap();
     assert_eq!(device.capabilities().size_bytes, 1 << 20);
     let file = File::options().write(true).open(&path).unwrap();
     file.set_len(2 << 20).unwrap();
@@ -143,9 +149,9 @@ fn size_follows_the_file_in_whole_sectors() {
 #[test]
 fn buffered_io_is_flagged() {
     let (_dir, path) = image(1 << 20);
-    let buffered = OpenOptions { direct: Direct::Off, ..no_wait() };
+    let buffered = OpenOptions { direct: Direct::Off, ..patient() };
     assert!(!FileDevice::open(&path, &buffered).unwrap().capabilities().direct);
-    let required = OpenOptions { direct: Direct::Require, ..no_wait() };
+    let required = OpenOptions { direct: Direct::Require, ..patient() };
     match FileDevice::open(&path, &required) {
         Ok(device) => assert!(device.capabilities().direct),
         Err(error) => assert!(matches!(error, OpenError::NoDirectIo { .. }), "{error}"),
@@ -157,7 +163,7 @@ fn buffered_io_is_flagged() {
 fn requests_may_be_waited_for_by_other_threads_and_outlive_their_submitter() {
     let (_dir, path) = image(64 << 20);
     for engine in [Engine::Auto, Engine::Pread] {
-        let device = Arc::new(FileDevice::open(&path, &OpenOptions { engine, ..no_wait() }).unwrap());
+        let device = Arc::new(FileDevice::open(&path, &OpenOptions { engine, ..patient() }).unwrap());
         let (send, receive) = mpsc::sync_channel::<Vec<Pending>>(4);
         let submitters: Vec<_> = (0..3u64)
             .map(|t| {
@@ -204,7 +210,7 @@ fn every_engine_agrees_with_memory() {
         [(Engine::Auto, Direct::Auto), (Engine::Auto, Direct::Off), (Engine::Pread, Direct::Auto)]
     {
         let (_dir, path) = image(8 << 20);
-        let file = FileDevice::open(&path, &OpenOptions { engine, direct, ..no_wait() }).unwrap();
+        let file = FileDevice::open(&path, &OpenOptions { engine, direct, ..patient() }).unwrap();
         let ram = RamDevice::new(8 << 20, file.capabilities().logical_sector);
         for seed in 0..40 {
             assert_eq!(run_random(&file, seed), run_random(&ram, seed), "{engine:?} {direct:?} seed {seed}");
@@ -277,10 +283,10 @@ fn where_io_uring_is_refused_threads_take_over() {
         let (_dir, path) = image(1 << 20);
         let test = move || {
             forbid(libc::SYS_io_uring_setup, 0, errno);
-            let required = OpenOptions { engine: Engine::Uring, ..no_wait() };
+            let required = OpenOptions { engine: Engine::Uring, ..patient() };
             let error = FileDevice::open(&path, &required).unwrap_err();
             assert!(error.to_string().contains("io_uring"), "{error}");
-            let device = FileDevice::open(&path, &no_wait()).unwrap();
+            let device = FileDevice::open(&path, &patient()).unwrap();
             assert_eq!(device.engine(), Engine::Pread);
             let write = Request::write(4096, vec![filled(3)], true, IoClass::Data);
             device.submit(vec![write]).remove(0).wait().result.unwrap();
@@ -295,7 +301,7 @@ fn only_durable_writes_ask_the_kernel_for_it() {
     let (_dir, path) = image(1 << 20);
     let test = move || {
         forbid(libc::SYS_pwritev2, libc::RWF_DSYNC as u32, libc::ENOSPC);
-        let device = FileDevice::open(&path, &no_wait()).unwrap();
+        let device = FileDevice::open(&path, &patient()).unwrap();
         device.write_at(0, filled(1), false, IoClass::Data).unwrap();
         let error = device.write_at(4096, filled(1), true, IoClass::Data).unwrap_err();
         assert_eq!((error.kind, error.errno), (ErrorKind::NoSpace, libc::ENOSPC));
@@ -308,7 +314,7 @@ fn a_failed_flush_is_reported() {
     let (_dir, path) = image(1 << 20);
     let test = move || {
         forbid(libc::SYS_fdatasync, 0, libc::EIO);
-        let device = FileDevice::open(&path, &no_wait()).unwrap();
+        let device = FileDevice::open(&path, &patient()).unwrap();
         let error = device.flush().unwrap_err();
         assert_eq!((error.op, error.kind, error.errno), ("flush", ErrorKind::Io, libc::EIO));
     };
