@@ -155,6 +155,11 @@ impl PageCache {
         before
     }
 
+    /// Number of pages in memory.
+    pub(crate) fn resident_pages(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
     /// Number of pages with bytes that are in the journal only. They cannot be evicted.
     pub(crate) fn inline_pages(&self) -> usize {
         self.inline_pages.load(Ordering::Relaxed)

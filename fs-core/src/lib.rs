@@ -17,6 +17,7 @@ pub mod fsck;
 mod journal;
 pub mod mutants;
 pub mod repair;
+pub mod stats;
 pub mod tree;
 mod types;
 mod volume;
@@ -27,5 +28,6 @@ pub use types::{
     PageSize,
 };
 pub use volume::{
-    CounterValues, FormatOptions, MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag, Volume,
+    CacheStatus, CounterValues, FormatOptions, JournalStatus, MountOptions, Pace, ScrubFinding, ScrubStats,
+    StopFlag, Volume, VolumeStatus,
 };

@@ -57,7 +57,7 @@ impl Volume {
         let Some((lo, hi, pages)) = self.small_dirty(inode, first, last) else { return Ok(false) };
         let _admitted = self.admit_cost(Cost::inline(pages as u64, self.inline_limit()))?;
         let Some(_no_homing) = self.homing.try_read() else { return Ok(false) };
-        let _range = inode.ranges.lock(lo, hi, true);
+        let _range = self.lock_pages(inode, lo, hi, true);
         self.inline_frames(inode, lo, hi, pages)
     }
 

@@ -10,6 +10,7 @@ use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
+use crate::stats::Stage;
 use crate::types::{BLOCK_SIZE, BlockRun, PageNr};
 use crate::volume::Volume;
 
@@ -94,6 +95,7 @@ impl Volume {
                 Request::read(run.blocks.start.offset(), bufs, IoClass::Data)
             })
             .collect();
+        let loading = (!runs.is_empty()).then(|| self.stats.time_for(Stage::Load, inode.usage.class()));
         let pending = self.device.submit(requests);
         let mut out: Vec<Option<AlignedBuf>> = (0..wanted.len()).map(|_| None).collect();
         let mut error = None;
@@ -113,6 +115,7 @@ impl Volume {
                 }
             }
         }
+        drop(loading);
         if let Some(e) = error {
             return Err(e);
         }

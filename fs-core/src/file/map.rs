@@ -9,6 +9,7 @@ use crate::error::{FsError, Result};
 use crate::format::{Change, MappedRun, PageEntry};
 use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
+use crate::stats::Stage;
 use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, PageNr};
 use crate::volume::{Volume, wait_all};
 
@@ -95,7 +96,10 @@ impl Volume {
         hold: &mut Hold,
         update: impl FnOnce(&mut InodeState) -> bool,
     ) -> std::result::Result<(), Unwritten> {
-        let written = self.write_images(images, placed, class).map_err(Unwritten::Quarantined)?;
+        let writing = self.stats.time_for(Stage::Data, inode.usage.class());
+        let written = self.write_images(images, placed, class);
+        drop(writing);
+        let written = written.map_err(Unwritten::Quarantined)?;
         let mapped = self
             .map_changes(inode, written)
             .and_then(|(changes, grown)| self.apply_to_file(inode, changes, grown, update));

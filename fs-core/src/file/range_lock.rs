@@ -5,7 +5,10 @@
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::fs::Inode;
+use crate::stats::Stage;
 use crate::types::PageNr;
+use crate::volume::Volume;
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -37,21 +40,26 @@ pub(crate) struct RangeGuard<'a> {
 }
 
 impl RangeLock {
-    /// Waits for pages `first..=last`.
-    pub(crate) fn lock(&self, first: PageNr, last: PageNr, exclusive: bool) -> RangeGuard<'_> {
+    /// Waits for pages `first..=last`. `waiting` is called if somebody is in the way; what it returns is
+    /// dropped when the wait is over.
+    pub(crate) fn lock<W>(
+        &self,
+        first: PageNr,
+        last: PageNr,
+        exclusive: bool,
+        waiting: impl FnOnce() -> W,
+    ) -> RangeGuard<'_> {
         let mut state = self.state.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.held.push(Held { first: first.0, last: last.0, exclusive, ticket, granted: false });
-        while !state.grant(ticket) {
-            self.changed.wait(&mut state);
+        if !state.grant(ticket) {
+            let _waiting = waiting();
+            while !state.grant(ticket) {
+                self.changed.wait(&mut state);
+            }
         }
         RangeGuard { lock: self, ticket }
-    }
-
-    /// Waits for the whole file.
-    pub(crate) fn lock_all(&self) -> RangeGuard<'_> {
-        self.lock(PageNr(0), PageNr(u64::MAX), true)
     }
 
     /// The whole file, if nobody holds or waits for any of it.
@@ -64,6 +72,24 @@ impl RangeLock {
         state.next_ticket += 1;
         state.held.push(Held { first: 0, last: u64::MAX, exclusive: true, ticket, granted: true });
         Some(RangeGuard { lock: self, ticket })
+    }
+}
+
+impl Volume {
+    /// Locks pages `first..=last` of a file, exclusively to change them.
+    pub(crate) fn lock_pages<'a>(
+        &self,
+        inode: &'a Inode,
+        first: PageNr,
+        last: PageNr,
+        exclusive: bool,
+    ) -> RangeGuard<'a> {
+        inode.ranges.lock(first, last, exclusive, || self.stats.time(Stage::Lock))
+    }
+
+    /// Locks a whole file, exclusively.
+    pub(crate) fn lock_all_pages<'a>(&self, inode: &'a Inode) -> RangeGuard<'a> {
+        self.lock_pages(inode, PageNr(0), PageNr(u64::MAX), true)
     }
 }
 

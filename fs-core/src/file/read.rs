@@ -29,7 +29,7 @@ impl Volume {
         let page_size = self.page_size();
         let last_byte = offset.saturating_add(buf.len() as u64 - 1);
         let (first, last) = (page_size.page_of(offset), page_size.page_of(last_byte));
-        let _range = inode.ranges.lock(first, last, false);
+        let _range = self.lock_pages(inode, first, last, false);
         let size = inode.state.lock().item.size;
         if offset >= size {
             return Ok(0);

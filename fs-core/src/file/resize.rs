@@ -57,7 +57,7 @@ impl Volume {
             self.settle_tail(inode, end)?;
             let admitted = self.admit_cost(self.cost_of_frees())?;
             let no_homing = self.homing.read();
-            let range = inode.ranges.lock_all();
+            let range = self.lock_all_pages(inode);
             if !self.tail_in_the_way(inode, end) {
                 return Ok((admitted, no_homing, range));
             }

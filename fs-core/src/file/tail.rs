@@ -83,7 +83,7 @@ impl Volume {
         loop {
             self.settle_tail(inode, last)?;
             let admitted = admit()?;
-            let range = inode.ranges.lock(first, last, true);
+            let range = self.lock_pages(inode, first, last, true);
             // The next truncation needs all ranges.
             if !self.tail_in_the_way(inode, last) {
                 return Ok((admitted, range));

@@ -8,6 +8,7 @@ use crate::cache::{Frame, FrameData};
 use crate::error::{FsError, Result};
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
+use crate::stats::Stage;
 use crate::types::PageNr;
 use crate::volume::{Cost, Volume};
 
@@ -100,7 +101,7 @@ impl Volume {
         let pages = last.0 - first.0 + 1;
         let admitted = self.admit_cost(Cost::inline(pages, self.inline_limit()))?;
         if let Some(_no_homing) = self.homing.try_read() {
-            let _range = inode.ranges.lock(first, last, true);
+            let _range = self.lock_pages(inode, first, last, true);
             let dirty = self.dirty_pages_in(inode, first, last) * self.page_bytes();
             let fits = dirty + data.len() <= self.inline_limit();
             if fits && !self.tail_in_the_way(inode, last) {
@@ -239,6 +240,7 @@ impl Volume {
         if self.cache.dirty_bytes() < self.options.dirty_bytes {
             return Ok(());
         }
+        let _queued = self.stats.time(Stage::Queue);
         self.writeback_inode(inode, usize::MAX)?;
         if self.cache.dirty_bytes() >= self.options.dirty_bytes / 2 {
             self.writeback_some(self.cache.dirty_pages() / 2)?;

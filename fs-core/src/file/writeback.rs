@@ -86,7 +86,7 @@ impl Volume {
     /// Writes what is wanted between `lo` and `hi`.
     fn write_step(&self, inode: &Inode, lo: PageNr, hi: PageNr, which: Which) -> Result<usize> {
         let _range =
-            (!mutants::active(Mutant::WritebackWithoutLock)).then(|| inode.ranges.lock(lo, hi, true));
+            (!mutants::active(Mutant::WritebackWithoutLock)).then(|| self.lock_pages(inode, lo, hi, true));
         let frames: Vec<(PageNr, Arc<Frame>)> = {
             let unhomed = inode.unhomed.lock();
             unhomed.range(lo..=hi).filter(|(_, f)| wants(f, which)).map(|(p, f)| (*p, f.clone())).collect()
@@ -267,7 +267,7 @@ impl Volume {
                 Err(FsError::Posix(libc::ESTALE)) => continue, // deleted meanwhile
                 inode => inode?,
             };
-            let _range = inode.ranges.lock(page, page, true);
+            let _range = self.lock_pages(&inode, page, page, true);
             if self.patches.lock().get(ino, page).is_none() {
                 continue;
             }

@@ -25,7 +25,7 @@ impl Volume {
     pub(crate) fn delete_inode(&self, inode: &Inode) -> Result<()> {
         self.take_tail_for_good(inode);
         {
-            let _range = inode.ranges.lock_all();
+            let _range = self.lock_all_pages(inode);
             let size = inode.state.lock().item.size;
             self.drop_frames(inode, PageNr(0), PageNr(self.page_size().pages_for(size)));
         }

@@ -14,6 +14,7 @@ use crate::cache::Frame;
 use crate::error::{FsError, Result};
 use crate::file::{LostBytes, RangeLock, Tail};
 use crate::format::{Change, InodeItem, ItemKind, Key};
+use crate::stats::Usage;
 use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
 use crate::volume::meta::MetaStore;
 
@@ -76,6 +77,8 @@ pub(crate) struct Inode {
     pub(crate) xattrs: RwLock<()>,
     /// Its state.
     pub(crate) state: Mutex<InodeState>,
+    /// How it is written.
+    pub(crate) usage: Usage,
     /// Told when `state.tail` changes.
     pub(crate) tail_changed: Condvar,
     /// Pages that are dirty or whose bytes are in the journal only.
@@ -232,6 +235,7 @@ impl InodeTable {
                 tail: Tail::Clean,
                 lost: LostBytes::default(),
             }),
+            usage: Usage::default(),
             tail_changed: Condvar::new(),
             unhomed: Mutex::new(BTreeMap::new()),
         });

@@ -56,7 +56,7 @@ impl Volume {
             return Err(FsError::NAME_TOO_LONG);
         }
         let _admitted = self.admit_growth()?;
-        let _names = self.names.write();
+        let _names = self.names_exclusive();
         let dir = self.directory(parent)?;
         check_new_name(name)?;
         let mut bucket = self.bucket(parent, name)?;
@@ -109,7 +109,7 @@ impl Volume {
     /// See [`FsOps::link`](crate::api::FsOps::link).
     pub(crate) fn make_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         let _admitted = self.admit_growth()?;
-        let _names = self.names.write();
+        let _names = self.names_exclusive();
         let dir = self.directory(parent)?;
         check_new_name(name)?;
         let inode = self.inodes.get(&self.meta, ino)?;
@@ -147,7 +147,7 @@ impl Volume {
     pub(crate) fn remove_file(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let gone = {
             let _admitted = self.admit()?;
-            let _names = self.names.write();
+            let _names = self.names_exclusive();
             let dir = self.directory(parent)?;
             let mut bucket = self.bucket_of_old(parent, name)?;
             let entry = bucket.find(name).cloned().ok_or(FsError::NOT_FOUND)?;
@@ -181,7 +181,7 @@ impl Volume {
         }
         let gone = {
             let _admitted = self.admit()?;
-            let _names = self.names.write();
+            let _names = self.names_exclusive();
             let dir = self.directory(parent)?;
             let mut bucket = self.bucket_of_old(parent, name)?;
             let entry = bucket.find(name).cloned().ok_or(FsError::NOT_FOUND)?;

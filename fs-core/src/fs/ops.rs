@@ -1,5 +1,6 @@
 //! [`FsOps`] for a mounted volume: finds the inodes, then calls the part that does it.
 
+use super::Inode;
 use super::names::{NewInode, symlink_keys};
 use crate::alloc::Purpose;
 use crate::api::{
@@ -7,12 +8,13 @@ use crate::api::{
     XattrFlags,
 };
 use crate::error::{FsError, Result};
+use crate::stats::{Call, CallTimer, FileClass};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
 
 impl FsOps for Volume {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
-        let _names = self.names.read();
+        let _names = self.names_shared();
         let dir = self.directory(parent)?;
         let ino = match name {
             b"." => parent,
@@ -58,6 +60,7 @@ impl FsOps for Volume {
         if matches!(kind, FileType::Directory | FileType::Symlink) {
             return Err(FsError::INVALID);
         }
+        let _call = self.name_call(Call::Create, parent);
         self.make(
             parent,
             name,
@@ -66,6 +69,7 @@ impl FsOps for Volume {
     }
 
     fn mkdir(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
+        let _call = self.name_call(Call::Create, parent);
         let kind = FileType::Directory;
         self.make(
             parent,
@@ -78,6 +82,7 @@ impl FsOps for Volume {
         if target.is_empty() {
             return Err(FsError::NOT_FOUND);
         }
+        let _call = self.name_call(Call::Create, parent);
         let new = NewInode {
             kind: FileType::Symlink,
             perm: 0o777,
@@ -91,14 +96,17 @@ impl FsOps for Volume {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let _call = self.name_call(Call::Create, parent);
         self.make_link(ino, parent, name)
     }
 
     fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let _call = self.name_call(Call::Unlink, parent);
         self.remove_file(parent, name)
     }
 
     fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let _call = self.name_call(Call::Unlink, parent);
         self.remove_dir(parent, name)
     }
 
@@ -110,10 +118,12 @@ impl FsOps for Volume {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
+        let _call = self.name_call(Call::Rename, parent);
         self.rename_name(parent, name, new_parent, new_name, flags)
     }
 
     fn open(&self, ino: Ino) -> Result<Attr> {
+        let _call = self.name_call(Call::Open, ino);
         let inode = self.inodes.get(&self.meta, ino)?;
         let mut state = inode.state.lock();
         if state.deleted {
@@ -124,6 +134,7 @@ impl FsOps for Volume {
     }
 
     fn create(&self, parent: Ino, name: &[u8], perm: u32, owner: Owner) -> Result<Attr> {
+        let _call = self.name_call(Call::Create, parent);
         let kind = FileType::Regular;
         self.make(
             parent,
@@ -133,6 +144,7 @@ impl FsOps for Volume {
     }
 
     fn tmpfile(&self, parent: Ino, perm: u32, owner: Owner) -> Result<Attr> {
+        let _call = self.name_call(Call::Create, parent);
         self.make_tmpfile(parent, perm, owner)
     }
 
@@ -144,22 +156,34 @@ impl FsOps for Volume {
 
     fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], flags: IoFlags) -> Result<usize> {
         let inode = self.inodes.get(&self.meta, ino)?;
-        self.read_file(&inode, offset, buf, flags)
+        let class = inode.usage.class();
+        let _call = self.stats.call(Call::Read, ino, class, false);
+        let n = self.read_file(&inode, offset, buf, flags)?;
+        self.stats.count_read(class, n);
+        Ok(n)
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: IoFlags) -> Result<usize> {
         let inode = self.inodes.get(&self.meta, ino)?;
+        let _call = self.write_call(&inode, offset, data.len(), flags.dsync);
         self.drop_capability(&inode)?;
-        self.write_attended(&inode, offset, data, flags)
+        let n = self.write_attended(&inode, offset, data, flags)?;
+        self.stats.count_written(inode.usage.class(), n);
+        Ok(n)
     }
 
     fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
         let inode = self.inodes.get(&self.meta, ino)?;
-        self.write_unattended(&inode, offset, data)
+        let _call = self.write_call(&inode, offset, data.len(), false);
+        let n = self.write_unattended(&inode, offset, data)?;
+        self.stats.count_written(inode.usage.class(), n);
+        Ok(n)
     }
 
     fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
         let inode = self.inodes.get(&self.meta, ino)?;
+        inode.usage.note_sync();
+        let _call = self.stats.call(Call::Fsync, ino, inode.usage.class(), true);
         self.sync_file(&inode, datasync)
     }
 
@@ -246,6 +270,20 @@ impl FsOps for Volume {
 }
 
 impl Volume {
+    /// A call begins that is about names.
+    fn name_call(&self, call: Call, ino: Ino) -> CallTimer<'_> {
+        self.stats.call(call, ino, FileClass::Other, false)
+    }
+
+    /// A write begins.
+    fn write_call(&self, inode: &Inode, offset: u64, len: usize, durable: bool) -> CallTimer<'_> {
+        inode.usage.note_write(offset, len as u64);
+        if durable {
+            inode.usage.note_sync();
+        }
+        self.stats.call(Call::Write, inode.ino, inode.usage.class(), durable)
+    }
+
     /// Makes everything durable.
     pub(crate) fn sync_everything(&self) -> Result<()> {
         if let Some(reason) = self.failure() {

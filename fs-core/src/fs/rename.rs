@@ -56,7 +56,7 @@ impl Volume {
         }
         let deleted = {
             let _admitted = if flags.whiteout.is_some() { self.admit_growth() } else { self.admit() }?;
-            let _names = self.names.write();
+            let _names = self.names_exclusive();
             let from = End { dir: self.directory(parent)?, name: name.to_vec() };
             let to = End { dir: self.directory(new_parent)?, name: new_name.to_vec() };
             self.rename_locked(&from, &to, flags)?

@@ -15,7 +15,7 @@ impl Volume {
     /// See [`FsOps::tmpfile`](crate::api::FsOps::tmpfile).
     pub(crate) fn make_tmpfile(&self, parent: Ino, perm: u32, owner: Owner) -> Result<Attr> {
         let _admitted = self.admit_growth()?;
-        let _names = self.names.read();
+        let _names = self.names_shared();
         let dir = self.directory(parent)?;
         let default = self.default_acl(&dir)?;
         let new = NewInode {

@@ -16,6 +16,7 @@ use crate::alloc::{Hold, Purpose};
 use crate::error::{FsError, Result};
 use crate::file::FREE_RUNS;
 use crate::format::bitmap::BITMAP_BLOCKS;
+use crate::stats::Stage;
 use crate::types::{CHUNK_PAGES, NODE_BLOCKS};
 
 /// Journal bytes that it takes at most to write a page home, in the long run.
@@ -142,6 +143,11 @@ impl Volume {
 
     fn admit_at(&self, cost: Cost, purpose: Purpose) -> Result<Admission<'_>> {
         self.check_writable()?;
+        let pressed = self.meta.pressure().0 > 2 * self.meta.max_operation() || self.is_crowded();
+        if !pressed && let Some(admission) = self.try_admit(cost, purpose) {
+            return Ok(admission);
+        }
+        let _queued = self.stats.time(Stage::Queue);
         if self.meta.pressure().0 > 2 * self.meta.max_operation() {
             self.commit()?;
         }

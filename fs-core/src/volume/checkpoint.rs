@@ -30,6 +30,7 @@ use crate::format::pending::{PendingEntry, encode_pending};
 use crate::format::slot::MAX_RESERVED;
 use crate::format::{Chunk, GroupRange, ItemKind, Key, PageEntry, RootPtr, RootSlot};
 use crate::mutants::{self, Mutant};
+use crate::stats::Stage;
 use crate::tree::{ApplyContext, ItemChange, NodeSink, TreeReader};
 use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, CHUNK_PAGES, Ino, Lsn, NODE_BLOCKS, PageNr};
 
@@ -87,6 +88,7 @@ impl Volume {
             // Every checkpoint has an LSN of its own: node births must tell them apart.
             self.write_empty_record()?;
         }
+        let _measured = self.stats.checkpoint();
         self.device.mark("checkpoint begin");
         let outcome = self.checkpoint_locked(&mut state);
         self.device.mark("checkpoint end");
@@ -258,7 +260,10 @@ impl Volume {
     }
 
     pub(super) fn flush_or_stop(&self) -> Result<()> {
-        self.device.flush().map_err(|e| {
+        let flushing = self.stats.time(Stage::Flush);
+        let flushed = self.device.flush();
+        drop(flushing);
+        flushed.map_err(|e| {
             self.commit.fail(&e.to_string());
             FsError::from(e)
         })?;
@@ -269,6 +274,7 @@ impl Volume {
     /// The new root is durable: lets go of what only the root before last needed.
     fn release(&self, state: &mut Checkpointer, slot: RootSlot, old: Weak<TreeState>, freed: Vec<BlockRun>) {
         self.commit.slot_published(slot.durable_lsn);
+        self.stats.checkpointed(slot.checkpoint_lsn);
         let dropped_lsn = if mutants::active(Mutant::DropJournalEarly) {
             slot.checkpoint_lsn
         } else {

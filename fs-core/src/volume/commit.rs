@@ -22,6 +22,7 @@ use super::meta::Batch;
 use crate::error::{FsError, Result};
 use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
+use crate::stats::{Stage, Stats};
 use crate::types::Lsn;
 
 /// Unflushed data that forces a commit, in bytes (rule R4).
@@ -36,6 +37,10 @@ struct CommitState {
     /// Last durable record with changes.
     changes: Lsn,
     leader: bool,
+    /// Nanoseconds that the last commit took for its records and for its flush.
+    took: (u64, u64),
+    /// Calls that somebody else's commit has made durable.
+    riders: u64,
     failed: Option<String>,
 }
 
@@ -94,20 +99,35 @@ impl Committer {
         self.changed.notify_all();
     }
 
+    /// Calls that somebody else's commit has made durable.
+    pub(super) fn riders(&self) -> u64 {
+        self.state.lock().riders
+    }
+
     /// Takes the leader's role, or waits until `target` is durable; true: lead.
-    fn lead_or_wait(&self, target: Lsn) -> Result<bool> {
+    fn lead_or_wait(&self, target: Lsn, stats: &Stats) -> Result<bool> {
         let mut state = self.state.lock();
+        let mut since = None;
+        let waited = |since: Option<u64>| since.map(|since| stats.now_ns().saturating_sub(since));
         loop {
             if let Some(reason) = &state.failed {
                 return Err(FsError::CommitFailed(reason.clone()));
             }
             if state.durable >= target {
+                if let Some(waited) = waited(since) {
+                    state.riders += 1;
+                    stats.rode_along(waited, state.took.0, state.took.1);
+                }
                 return Ok(false);
             }
             if !state.leader {
                 state.leader = true;
+                if let Some(waited) = waited(since) {
+                    stats.rode_along(waited, 0, 0);
+                }
                 return Ok(true);
             }
+            since.get_or_insert_with(|| stats.now_ns());
             self.changed.wait(&mut state);
         }
     }
@@ -120,6 +140,7 @@ impl Committer {
                 state.durable = state.durable.max(w.durable);
                 state.published = state.published.max(w.published);
                 state.changes = state.changes.max(w.changes);
+                state.took = w.took;
             }
             Err(e) => {
                 let _ = state.failed.get_or_insert_with(|| e.to_string());
@@ -141,13 +162,15 @@ struct Written {
     published: Lsn,
     /// Last record with changes.
     changes: Lsn,
+    /// See [`CommitState::took`].
+    took: (u64, u64),
 }
 
 impl Volume {
     /// Makes everything up to record `target` durable. Blocks for one journal write and flush, or
     /// for somebody else's.
     pub(crate) fn commit_to(&self, target: Lsn) -> Result<()> {
-        while self.commit.lead_or_wait(target)? {
+        while self.commit.lead_or_wait(target, &self.stats)? {
             self.lead(false)?;
         }
         Ok(())
@@ -180,7 +203,7 @@ impl Volume {
     }
 
     fn write_record_after(&self, durable: Lsn) -> Result<()> {
-        if self.commit.lead_or_wait(durable.next())? {
+        if self.commit.lead_or_wait(durable.next(), &self.stats)? {
             self.lead(true)?;
         }
         Ok(())
@@ -199,6 +222,8 @@ impl Volume {
 
     fn write_batches(&self, force_empty: bool) -> Result<Written> {
         let durable = self.commit.durable();
+        let before = (self.stats.spent(Stage::Journal), self.stats.spent(Stage::Flush));
+        let writing = self.stats.time(Stage::Journal);
         let batches = self.meta.take_batches(force_empty);
         // Data written from here on belongs to a later batch; a flush for it now is harmless.
         let unflushed = self.unflushed.swap(0, Ordering::SeqCst);
@@ -218,18 +243,23 @@ impl Volume {
             self.device.flush()?;
         }
         let written = wait_all(self.device.submit(requests));
+        drop(writing);
         if !mutants::active(Mutant::IgnoreRecordFailure) {
             written?;
         }
         if !fua && !mutants::active(Mutant::NoFlushOnCommit) && !mutants::active(Mutant::FlushBeforeRecord) {
+            let flushing = self.stats.time(Stage::Flush);
             let flushed = self.device.flush();
+            drop(flushing);
             if !mutants::active(Mutant::IgnoreFlushFailure) {
                 flushed?;
             }
         }
         self.count_commit(&batches);
         let changes = batches.iter().rfind(|b| !b.changes.is_empty()).map_or(Lsn(0), |b| b.lsn);
-        Ok(Written { durable: last, published: durable, changes })
+        let spent = |stage, before| self.stats.spent(stage).wrapping_sub(before);
+        let took = (spent(Stage::Journal, before.0), spent(Stage::Flush, before.1));
+        Ok(Written { durable: last, published: durable, changes, took })
     }
 
     fn place_record(

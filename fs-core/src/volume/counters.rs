@@ -39,6 +39,8 @@ counters! {
     records,
     /// Records that carry data of more than one file.
     group_commits,
+    /// Calls whose changes became durable with the commit of another call.
+    shared_commits,
     /// Times the journal's ring was wrapped around.
     journal_wraps,
     /// Checkpoints completed.

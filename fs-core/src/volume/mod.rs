@@ -29,13 +29,14 @@ mod recover;
 mod scrub;
 mod slots;
 mod space;
+mod status;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use blockdev::BlockDevice;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use admit::{Admission, Cost};
 pub use background::StopFlag;
@@ -48,12 +49,14 @@ pub(crate) use patches::Patches;
 pub(crate) use recover::{Recovered, UnprovenData, check_change, read_superblock, recover, recover_from};
 pub use scrub::{Pace, ScrubFinding, ScrubStats};
 pub(crate) use slots::{Rows, best_slot, check_slot};
+pub use status::{CacheStatus, JournalStatus, VolumeStatus};
 
 use crate::cache::PageCache;
 use crate::env::Env;
 use crate::error::Result;
 use crate::format::Superblock;
 use crate::fs::InodeTable;
+use crate::stats::{Stage, Stats};
 use crate::types::{Epoch, PageSize};
 
 /// How to mount a volume.
@@ -112,7 +115,7 @@ pub struct Volume {
     read_only: bool,
     closed: AtomicBool,
     checkpointer: Mutex<checkpoint::Checkpointer>,
-    pub(crate) names: RwLock<()>,
+    names: RwLock<()>,
     pub(crate) homing: RwLock<()>,
     pub(crate) inodes: InodeTable,
     pub(crate) cache: PageCache,
@@ -123,6 +126,7 @@ pub struct Volume {
     pub(crate) admissions: admit::Admissions,
     unflushed: AtomicU64,
     pub(crate) counters: counters::Counters,
+    pub(crate) stats: Stats,
 }
 
 impl Volume {
@@ -158,9 +162,26 @@ impl Volume {
         self.superblock.page_size.bytes()
     }
 
+    /// The name space, to look at it.
+    pub(crate) fn names_shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.names.try_read().unwrap_or_else(|| {
+            let _waiting = self.stats.time(Stage::Lock);
+            self.names.read()
+        })
+    }
+
+    /// The name space, to change it.
+    pub(crate) fn names_exclusive(&self) -> RwLockWriteGuard<'_, ()> {
+        self.names.try_write().unwrap_or_else(|| {
+            let _waiting = self.stats.time(Stage::Lock);
+            self.names.write()
+        })
+    }
+
     /// Reads the counters.
     pub fn counters(&self) -> CounterValues {
         let mut values = self.counters.read();
+        values.shared_commits = self.commit.riders();
         values.journal_wraps = self.commit.journal.lock().wraps();
         let stats = self.space.alloc.stats();
         values.blocks_reused = stats.reused_blocks;

@@ -25,6 +25,7 @@ use crate::format::{JournalPart, RootSlot};
 use crate::fs::InodeTable;
 use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
+use crate::stats::Stats;
 use crate::tree::{NodeCache, TreeReader, TreeRoot};
 use crate::types::{BlockNr, BlockRun, Epoch, NODE_BLOCKS};
 
@@ -227,6 +228,7 @@ impl Volume {
             cache: PageCache::new(page_size, options.cache_bytes),
             read_only: options.read_only,
             options,
+            stats: Stats::new(env.clone(), base.checkpoint_lsn),
             env,
             epoch,
             claim_id,
