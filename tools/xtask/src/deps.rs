@@ -40,6 +40,9 @@ pub const PACKAGE: &[Need] = &[
     Need::Program("xz", "xz-utils"),
 ];
 
+/// What building fuzz targets needs: libFuzzer is C++.
+pub const FUZZ: &[Need] = &[Need::Program("c++", "g++")];
+
 /// What the commands need in total.
 pub const EVERYTHING: &[Need] = &[
     Need::Program("fusermount3", "fuse3"),
@@ -47,6 +50,7 @@ pub const EVERYTHING: &[Need] = &[
     Need::Program("mount", "mount"),
     Need::Program("losetup", "mount"),
     Need::Program("cc", "gcc"),
+    Need::Program("c++", "g++"),
     Need::File("/usr/include/stdlib.h", "libc6-dev"),
     Need::Program("make", "make"),
     Need::Program("tar", "tar"),

@@ -19,6 +19,9 @@ pub const FSX: Tool = Tool { name: "fsx", version: "0.3.2" };
 /// The POSIX file system test suite.
 pub const PJDFSTEST: Tool = Tool { name: "pjdfstest", version: "0.2.2" };
 
+/// Builds fuzz targets.
+pub const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2" };
+
 impl Tool {
     /// Where it is, or will be.
     pub fn path(self) -> Result<PathBuf> {

@@ -1,5 +1,7 @@
 //! `cargo xtask soak`: random tests for as long as one likes, each replayable from one line.
 
+mod fuzz;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,10 @@ use crate::{cmd, paths, privilege, say};
 
 /// Options of the soak run.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// How long; the round that is under way then is finished
     #[arg(long, default_value_t = 60)]
     minutes: u64,
@@ -22,13 +27,28 @@ pub struct Args {
     seed: Option<u64>,
 }
 
+/// What runs by itself.
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Run the fuzz targets, each for an hour
+    Fuzz(fuzz::Args),
+}
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Suites of real programs that have a random part.
 const SUITES: [Suite; 5] = [Suite::PgKill, Suite::PgCut, Suite::Fsx, Suite::Scale, Suite::Programs];
 
-/// Takes turns between the model with its simulated crashes and the suites, with fresh seeds.
+/// Runs the part that is asked for, or a mixture.
 pub fn run(args: &Args) -> Result<()> {
+    match &args.part {
+        Some(Part::Fuzz(args)) => fuzz::run(args),
+        None => mixture(args),
+    }
+}
+
+/// Takes turns between the model with its simulated crashes and the suites, with fresh seeds.
+fn mixture(args: &Args) -> Result<()> {
     let plan = Plan { kind: Kind::Dbfs, profile: Profile::Dev, full: true, seed: 0 };
     suites::prepare(&plan, &SUITES)?;
     let simulation = Simulation::build()?;
