@@ -2,7 +2,7 @@
 
 use blockdev::{DeviceError, ErrorKind};
 
-use crate::types::{BlockNr, Ino};
+use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, Ino};
 
 /// Result of a file system operation.
 pub type Result<T> = std::result::Result<T, FsError>;
@@ -33,6 +33,21 @@ pub enum FsError {
         /// Where it was read.
         block: BlockNr,
     },
+    /// The device fails to read blocks that a repair has to know.
+    #[error(
+        "{device} fails to read {}{}; a repair would give up what is there, so nothing is changed. Mend the \
+         path to the device, or copy the device to a good one (with ddrescue) and repair the copy",
+        places(blocks),
+        if *more { " and perhaps others" } else { "" }
+    )]
+    Unreadable {
+        /// Name of the device.
+        device: std::sync::Arc<str>,
+        /// Those that were found before the device was left alone.
+        blocks: Vec<BlockRun>,
+        /// There may be more.
+        more: bool,
+    },
     /// The volume cannot be used as asked.
     #[error("{0}")]
     Volume(String),
@@ -59,6 +74,7 @@ impl FsError {
             FsError::Device(_)
             | FsError::Corrupt { .. }
             | FsError::DataChecksum { .. }
+            | FsError::Unreadable { .. }
             | FsError::CommitFailed(_)
             | FsError::LostWrite(_) => libc::EIO,
             FsError::Volume(_) => libc::EINVAL,
@@ -67,10 +83,32 @@ impl FsError {
         }
     }
 
+    /// The device failed, as opposed to: what is on it is wrong. A place beyond its end is wrong.
+    pub fn is_failed_read(&self) -> bool {
+        match self {
+            FsError::Device(e) => e.kind != ErrorKind::Misaligned,
+            FsError::Unreadable { .. } => true,
+            _ => false,
+        }
+    }
+
     /// A corruption report.
     pub fn corrupt(what: &'static str, block: BlockNr, detail: impl Into<String>) -> Self {
         FsError::Corrupt { what, block, detail: detail.into() }
     }
+}
+
+/// "block 17 (bytes 69632 to 73727), blocks ..."
+fn places(blocks: &[BlockRun]) -> String {
+    let place = |run: &BlockRun| {
+        let (first, end) = (run.start, run.end().0);
+        let bytes = format!("bytes {} to {}", first.offset(), end.saturating_mul(BLOCK_SIZE as u64) - 1);
+        match run.len {
+            1 => format!("block {first} ({bytes})"),
+            _ => format!("blocks {first} to {} ({bytes})", end - 1),
+        }
+    };
+    blocks.iter().map(place).collect::<Vec<_>>().join(", ")
 }
 
 macro_rules! posix {

@@ -1,6 +1,6 @@
 //! Damaged volumes are repaired, and nothing is wrong that is not named.
 
-use dbfs_tests::repair::{Outcome, run};
+use dbfs_tests::repair::{Outcome, run, run_unreadable, unreadable_places};
 
 /// Seeds that a test run takes.
 const SEEDS: u64 = 60;
@@ -26,4 +26,16 @@ fn damaged_volumes_are_repaired() {
     assert!(count(&|o| o.cuts > 0) > 5);
     // Most damage to single nodes loses nothing.
     assert!(count(&|o| o.repaired && o.named == 0) > 10, "{outcomes:?}");
+}
+
+#[test]
+fn what_the_device_fails_to_read_is_not_taken_for_lost() {
+    let failures: Vec<String> = unreadable_places().into_iter().filter_map(Result::err).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_damaged_volume_is_not_repaired_while_the_device_fails_reads() {
+    let failures: Vec<String> = (0..16).filter_map(|seed| run_unreadable(seed).err()).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         match usage(place, &mounted) {
             Ok(usage) => found.push(usage),
             Err(e) => {
-                eprintln!("dbfs df: {}", shown::message(&format!("{e:#}")));
+                output::say(&format!("dbfs df: {e:#}"));
                 code = ExitCode::FAILURE;
             }
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use blockdev::{BlockDevice, Engine};
+use blockdev::BlockDevice;
 use fs_core::{Ino, dump};
 
 use crate::{engine, output};
@@ -45,7 +45,7 @@ enum What {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let device: Arc<dyn BlockDevice> = Arc::new(engine::open_device(&args.volume, true, Engine::Auto)?);
+    let device: Arc<dyn BlockDevice> = Arc::new(engine::open_to_look(&args.volume)?);
     let d = &device;
     let shown = match &args.what {
         What::Superblock => show(args.json, || dump::superblock(d), || dump::superblock_json(d)),

@@ -11,7 +11,7 @@ use fs_core::env::SystemEnv;
 use fs_core::{FormatOptions, MountOptions, Volume};
 
 use crate::options::Options;
-use crate::{mounts, shown};
+use crate::{mounts, output, shown};
 
 /// How long `mount` and `fsck` wait for a daemon that is still bringing the last changes home.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
@@ -38,6 +38,16 @@ pub fn open_device(path: &Path, read_only: bool, engine: Engine) -> Result<FileD
         let error = anyhow::Error::new(error);
         if in_use { error.context("the volume is mounted or in use; unmount it first") } else { error }
     })
+}
+
+/// As [`open_device`], for looking at the volume; says so if a copy of its superblock is not good.
+pub fn open_to_look(path: &Path) -> Result<FileDevice> {
+    let device = open_device(path, true, Engine::Auto)?;
+    // Whatever else is wrong is said by who looks.
+    for bad in fs_core::dump::bad_superblocks(&device).unwrap_or_default() {
+        output::say(&format!("warning: {bad}; another one is used, see `dbfs fsck -n {}`", path.display()));
+    }
+    Ok(device)
 }
 
 /// Opens the device and puts the recorder before it if `options` ask for it.

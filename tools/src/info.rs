@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use blockdev::Engine;
 
 use crate::{engine, output};
 
@@ -22,7 +21,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let device = engine::open_device(&args.volume, true, Engine::Auto)?;
+    let device = engine::open_to_look(&args.volume)?;
     let failed = || format!("cannot read the volume on {}", args.volume.display());
     if args.json {
         output::json(&fs_core::dump::info_json(&device).with_context(failed)?)?;

@@ -134,7 +134,7 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dbfs {}: {}", cli.command.name(), shown::message(&format!("{error:#}")));
+            output::say(&format!("dbfs {}: {error:#}", cli.command.name()));
             ExitCode::from(cli.command.failure())
         }
     }

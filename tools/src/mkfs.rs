@@ -10,7 +10,7 @@ use blockdev::{BlockDevice, FileDevice, OpenError, OpenOptions};
 use fs_core::{FormatOptions, PageSize};
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use crate::{engine, signatures, size};
+use crate::{engine, output, signatures, size};
 
 /// Make a dbfs volume on a block device or in an image file.
 ///
@@ -88,12 +88,12 @@ fn make(args: &Args) -> Result<()> {
     if args.quiet {
         return Ok(());
     }
-    println!(
+    output::done(&format!(
         "{}: dbfs volume of {}, pages of {}",
         args.volume.display(),
         size::show(device.capabilities().size_bytes),
         size::show(args.page_size.bytes() as u64)
-    );
+    ));
     Ok(())
 }
 

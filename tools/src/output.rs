@@ -4,6 +4,18 @@ use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result};
 
+use crate::shown;
+
+/// Says something to people, on standard error. If nobody hears it, nothing helps.
+pub fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "{}", shown::message(message));
+}
+
+/// Prints what has been done: it counts whether that can be said or not.
+pub fn done(message: &str) {
+    let _ = writeln!(io::stdout(), "{message}");
+}
+
 /// Prints text.
 pub fn text(text: &str) -> Result<()> {
     stream(|out| out.write_all(text.as_bytes()))

@@ -55,14 +55,30 @@ pub fn info_json(device: &dyn BlockDevice) -> Result<Value> {
     info_doc(device).map(|d| d.json())
 }
 
+/// What is wrong with copies of the superblock, a sentence for each: damaged, different, or not to be
+/// read. The volume is read with another one.
+pub fn bad_superblocks(device: &dyn BlockDevice) -> Result<Vec<String>> {
+    let (sb, _) = read_superblock(device)?;
+    let bad = |at| match copy_state(device, &sb, at) {
+        Ok(()) => None,
+        Err(wrong) => Some(format!("the copy of the superblock at block {at}: {wrong}")),
+    };
+    Ok(Superblock::copies(sb.total_blocks).into_iter().filter_map(bad).collect())
+}
+
+/// Whether a copy is as it should be, or else what is wrong with it.
+fn copy_state(device: &dyn BlockDevice, sb: &Superblock, at: BlockNr) -> std::result::Result<(), String> {
+    match read_copy(device, at) {
+        Ok(copy) if copy == *sb => Ok(()),
+        Ok(_) => Err("differs".to_owned()),
+        Err(e) => Err(text(&e)),
+    }
+}
+
 fn superblock_doc(device: &dyn BlockDevice) -> Result<Doc> {
     let (sb, _) = read_superblock(device)?;
     let copies = Superblock::copies(sb.total_blocks).into_iter().map(|at| {
-        let state = match read_copy(device, at) {
-            Ok(copy) if copy == sb => "good".to_owned(),
-            Ok(_) => "differs".to_owned(),
-            Err(e) => text(&e),
-        };
+        let state = copy_state(device, &sb, at).err().unwrap_or_else(|| "good".to_owned());
         Doc::Fields(vec![("block", at.0.into()), ("state", state.into())])
     });
     Ok(Doc::Fields(vec![

@@ -57,14 +57,12 @@ pub(crate) fn read_copy(device: &dyn BlockDevice, copy: BlockNr) -> Result<Super
 /// All three copies of the superblock must be there and agree.
 pub(super) fn check_superblocks(device: &dyn BlockDevice, sb: &Superblock, findings: &mut Findings) {
     for copy in Superblock::copies(sb.total_blocks) {
-        let wrong = match read_copy(device, copy) {
+        let (kind, wrong) = match read_copy(device, copy) {
             Ok(other) if other == *sb => continue,
-            Ok(_) => "it differs from the others".to_owned(),
-            Err(e) => text(&e),
+            Ok(_) => (ProblemKind::Superblock, "it differs from the others".to_owned()),
+            Err(e) => (ProblemKind::of(&e, ProblemKind::Superblock), text(&e)),
         };
-        findings.add(ProblemKind::Superblock, None, Some(copy), || {
-            format!("copy of the superblock at block {copy}: {wrong}")
-        });
+        findings.add(kind, None, Some(copy), || format!("copy of the superblock at block {copy}: {wrong}"));
     }
 }
 

@@ -230,7 +230,7 @@ impl<'a> ItemCheck<'a> {
     /// A node that cannot be read.
     pub(super) fn bad_node(&mut self, error: &FsError, ptr_block: crate::types::BlockNr) {
         self.findings.incomplete = true;
-        let kind = if matches!(error, FsError::Device(_)) { ProblemKind::Device } else { ProblemKind::Node };
+        let kind = ProblemKind::of(error, ProblemKind::Node);
         self.findings.add(kind, None, Some(ptr_block), || text(error));
     }
 }

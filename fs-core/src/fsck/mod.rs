@@ -79,9 +79,10 @@ pub fn check(device: &Arc<dyn BlockDevice>, options: &CheckOptions<'_>) -> Resul
     match recover(device.as_ref()) {
         Ok(recovered) => Ok(check_recovered(device, options, recovered, findings, &[]).0),
         Err(e) => {
-            findings.volume(ProblemKind::Recovery, || text(&e));
+            findings.volume(ProblemKind::of(&e, ProblemKind::Recovery), || text(&e));
+            let read_errors = findings.read_errors;
             let (problems, more_problems) = findings.finish(|_| None);
-            Ok(Report { problems, more_problems, ..Report::default() })
+            Ok(Report { problems, more_problems, read_errors, ..Report::default() })
         }
     }
 }
@@ -126,8 +127,9 @@ fn check_recovered(
     let volume = summary(&sb, &recovered);
     let wanted = findings.inodes().chain(inodes.iter().copied());
     let names = paths::resolve(wanted, &table, &reader, &tree, &recovered.delta, &sb);
+    let read_errors = findings.read_errors;
     let (problems, more_problems) = findings.finish(|ino| names.path(ino));
-    (Report { problems, more_problems, notes, volume: Some(volume), stats }, names)
+    (Report { problems, more_problems, read_errors, notes, volume: Some(volume), stats }, names)
 }
 
 /// Blocks in use beside the tree: journals and the pending list. No bitmap marks them.

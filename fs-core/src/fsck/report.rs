@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::error::FsError;
 use crate::types::{BlockNr, BlockRun, Ino};
 
 /// Problems that are described one by one; further ones are only counted.
@@ -52,6 +53,13 @@ pub enum ProblemKind {
     DataChecksum,
     /// The device failed a read.
     Device,
+}
+
+impl ProblemKind {
+    /// The kind of what `error` says: a failed read, or else `other`.
+    pub(super) fn of(error: &FsError, other: Self) -> Self {
+        if error.is_failed_read() { ProblemKind::Device } else { other }
+    }
 }
 
 /// One problem.
@@ -145,6 +153,9 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// Further problems that are not listed.
     pub more_problems: u64,
+    /// How many of the problems are reads that the device failed: what it fails to read is not checked,
+    /// and a repair is refused.
+    pub read_errors: u64,
     /// What is worth knowing and no problem.
     pub notes: Vec<String>,
     /// What the volume says about itself; `None` if it could not be recovered.
@@ -170,6 +181,8 @@ impl Report {
 pub(crate) struct Findings {
     problems: Vec<Problem>,
     more: u64,
+    /// Reads that the device failed.
+    pub(super) read_errors: u64,
     /// Parts of the metadata could not be read: what depends on all of it cannot be judged.
     pub(super) incomplete: bool,
 }
@@ -183,6 +196,7 @@ impl Findings {
         block: Option<BlockNr>,
         what: impl FnOnce() -> String,
     ) {
+        self.count(kind);
         if self.problems.len() >= MAX_PROBLEMS {
             self.more += 1;
             return;
@@ -193,7 +207,12 @@ impl Findings {
 
     /// A problem of the volume as a whole. There are few of them: each is listed.
     pub(super) fn volume(&mut self, kind: ProblemKind, what: impl FnOnce() -> String) {
+        self.count(kind);
         self.problems.push(Problem { kind, what: what(), path: None, ino: None, block: None });
+    }
+
+    fn count(&mut self, kind: ProblemKind) {
+        self.read_errors += u64::from(kind == ProblemKind::Device);
     }
 
     /// A problem with an inode.

@@ -97,16 +97,27 @@ pub struct Plan {
 /// Works out how to repair the volume on `device`, and checks that the result would be good. Reads
 /// only; blocks for as long as reading all metadata (and, if metadata is lost, all data) takes.
 ///
-/// Fails if there is no superblock to begin with, or not enough free space.
+/// Fails if there is no superblock to begin with, or not enough free space; with
+/// [`FsError::Unreadable`] if the device fails any read, even if it does not a moment later: a repair
+/// would give up what is there.
 pub fn plan(device: &Arc<dyn BlockDevice>, options: &RepairOptions<'_>, env: &dyn Env) -> Result<Plan> {
-    let (sb, _) = read_superblock(device.as_ref())?;
-    let progress = Progress(options.progress);
     let shadow = Arc::new(Shadow::new(device.clone()));
+    let plan = plan_on(&shadow, options, env);
+    // Nothing counts that a failed read has led to, not even an error.
+    shadow.refuse_unreadable()?;
+    plan
+}
+
+fn plan_on(shadow: &Arc<Shadow>, options: &RepairOptions<'_>, env: &dyn Env) -> Result<Plan> {
+    let (sb, _) = read_superblock(shadow.as_ref())?;
+    let progress = Progress(options.progress);
     let view: Arc<dyn BlockDevice> = shadow.clone();
     let mut log = Log::default();
-    let superblocks = bad_superblocks(device.as_ref(), &sb, &mut log);
-    let state = state::find(&view, &sb, options.data, &progress, &mut log)?;
+    let superblocks = bad_superblocks(shadow.as_ref(), &sb, &mut log);
+    let state = state::find(shadow, &sb, options.data, &progress, &mut log)?;
+    shadow.refuse_unreadable()?;
     let slots = rebuild(&view, &sb, &state, options, env, &progress, &mut log)?;
+    shadow.refuse_unreadable()?;
     progress.show("checking the repaired volume", 0, 1);
     let inodes: Vec<Ino> = log.inodes().into_iter().map(Ino).collect();
     let (checked, names) = check_and_name(&view, &CheckOptions::default(), &inodes)?;
@@ -121,11 +132,13 @@ pub fn plan(device: &Arc<dyn BlockDevice>, options: &RepairOptions<'_>, env: &dy
 }
 
 /// The device has nodes or records of an epoch later than that of the root that counts: the root of
-/// that epoch is lost. Reads the whole device.
+/// that epoch is lost. Reads the whole device. Fails as [`plan`] does if the device fails a read.
 pub fn has_newer_state(device: &Arc<dyn BlockDevice>, progress: Option<&ProgressFn<'_>>) -> Result<bool> {
-    let (sb, _) = read_superblock(device.as_ref())?;
-    let shadow: Arc<dyn BlockDevice> = Arc::new(Shadow::new(device.clone()));
-    state::has_newer(&shadow, &sb, &Progress(progress))
+    let shadow = Arc::new(Shadow::new(device.clone()));
+    let newer = read_superblock(shadow.as_ref())
+        .and_then(|(sb, _)| state::has_newer(&shadow, &sb, &Progress(progress)));
+    shadow.refuse_unreadable()?;
+    newer
 }
 
 impl Plan {

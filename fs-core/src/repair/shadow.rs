@@ -2,32 +2,52 @@
 //!
 //! The whole repair happens on it. So its result can be checked before anything is written, and the
 //! code that reads volumes sees rebuilt nodes without knowing that they are not on the disk.
+//!
+//! It also sees every read. What the device fails to read looks as lost as what is damaged, and may be
+//! all right: so a read that failed is remembered, and the repair is refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockdev::{
-    AlignedBuf, BlockDevice, Capabilities, Completion, DeviceError, IoClass, Op, Pending, Request,
+    AlignedBuf, BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
 };
 use parking_lot::Mutex;
 
-use crate::types::{BLOCK_SIZE, BlockNr};
+use crate::error::FsError;
+use crate::types::{BLOCK_SIZE, BlockNr, BlockRun};
+
+/// Failed reads after which the device is left alone: all further reads fail.
+const MAX_FAILED: usize = 16;
 
 /// Content of blocks.
 type Blocks = BTreeMap<u64, AlignedBuf>;
 
-/// The device. Reads that fail are tried again block by block; what cannot be read then is zero, so
-/// that one bad sector costs no more than what was in it (all that is read is verified).
+/// The device. What lies beyond its end is zero: only damage leads there (all that is read is verified).
 #[derive(Debug)]
 pub(super) struct Shadow {
     inner: Arc<dyn BlockDevice>,
     blocks: Arc<Mutex<Blocks>>,
+    /// Reads that the device failed.
+    failed: Arc<Mutex<Vec<BlockRun>>>,
 }
 
 impl Shadow {
     /// Over `inner`, which is never written.
     pub(super) fn new(inner: Arc<dyn BlockDevice>) -> Self {
-        Self { inner, blocks: Arc::default() }
+        Self { inner, blocks: Arc::default(), failed: Arc::default() }
+    }
+
+    /// Fails if the device has failed a read, even if it did not when it was asked again.
+    pub(super) fn refuse_unreadable(&self) -> crate::error::Result<()> {
+        let mut blocks = self.failed.lock().clone();
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let more = blocks.len() >= MAX_FAILED;
+        blocks.sort_unstable_by_key(|run| (run.start, run.len));
+        blocks.dedup();
+        Err(FsError::Unreadable { device: self.inner.name(), blocks, more })
     }
 
     /// What was written, in the order of the blocks.
@@ -44,36 +64,59 @@ impl Shadow {
     }
 
     fn read(&self, offset: u64, bufs: Vec<AlignedBuf>, class: IoClass) -> Pending {
-        let (inner, blocks) = (self.inner.clone(), self.blocks.clone());
-        let lens: Vec<usize> = bufs.iter().map(|b| b.len()).collect();
-        let submitted = inner.submit(vec![Request::read(offset, bufs, class)]).pop();
+        let (inner, blocks, failed) = (self.inner.clone(), self.blocks.clone(), self.failed.clone());
+        let pending = inner.submit(vec![Request::read(offset, bufs, class)]).pop();
         Pending::driven(move || {
-            let completion = submitted.map(Pending::wait);
-            let mut bufs = match completion {
-                Some(Completion { bufs, result: Ok(()) }) => bufs,
-                _ => patiently(inner.as_ref(), offset, &lens, class),
+            let Some(Completion { mut bufs, mut result }) = pending.map(Pending::wait) else {
+                unreachable!("a device answers each request")
             };
+            if let Err(first) = result {
+                result = block_by_block(inner.as_ref(), offset, &mut bufs, class, &first).map_err(|run| {
+                    failed.lock().push(run);
+                    first
+                });
+            }
             lay_over(&blocks.lock(), offset, &mut bufs);
-            Completion { bufs, result: Ok(()) }
+            Completion { bufs, result }
         })
+    }
+
+    /// The device has failed so often that it is left alone.
+    fn has_given_up(&self) -> bool {
+        self.failed.lock().len() >= MAX_FAILED
+    }
+
+    fn refuse(&self, offset: u64, bufs: Vec<AlignedBuf>) -> Pending {
+        let (device, len) = (self.inner.name(), bufs.iter().map(|b| b.len() as u64).sum());
+        let error = DeviceError { device, op: "read", offset, len, kind: ErrorKind::Io, errno: libc::EIO };
+        Pending::ready(Completion { bufs, result: Err(error) })
     }
 }
 
-/// Reads block by block; what cannot be read is zero.
-fn patiently(device: &dyn BlockDevice, offset: u64, lens: &[usize], class: IoClass) -> Vec<AlignedBuf> {
+/// Reads block by block after `first`. Beyond the end of the device all is zero. If the device has
+/// failed: the first block that it fails to read now, or else all of them.
+fn block_by_block(
+    device: &dyn BlockDevice,
+    offset: u64,
+    bufs: &mut [AlignedBuf],
+    class: IoClass,
+    first: &DeviceError,
+) -> Result<(), BlockRun> {
+    let is_outside = |e: &DeviceError| e.kind == ErrorKind::Misaligned;
     let mut at = offset;
-    let mut bufs = Vec::new();
-    for len in lens {
-        let mut buf = AlignedBuf::zeroed(*len);
-        for chunk in buf.chunks_mut(BLOCK_SIZE) {
-            if let Ok(bytes) = device.read_at(at, AlignedBuf::zeroed(chunk.len()), class) {
-                chunk.copy_from_slice(&bytes);
-            }
-            at += chunk.len() as u64;
+    for chunk in bufs.iter_mut().flat_map(|buf| buf.chunks_mut(BLOCK_SIZE)) {
+        match device.read_at(at, AlignedBuf::zeroed(chunk.len()), class) {
+            Ok(bytes) => chunk.copy_from_slice(&bytes),
+            Err(e) if is_outside(&e) => chunk.fill(0),
+            Err(_) => return Err(BlockRun::new(BlockNr(at / BLOCK_SIZE as u64), 1)),
         }
-        bufs.push(buf);
+        at = at.saturating_add(chunk.len() as u64);
     }
-    bufs
+    if is_outside(first) {
+        return Ok(());
+    }
+    let blocks = (at - offset) / BLOCK_SIZE as u64;
+    Err(BlockRun::new(BlockNr(offset / BLOCK_SIZE as u64), blocks as u32))
 }
 
 fn lay_over(blocks: &Blocks, offset: u64, bufs: &mut [AlignedBuf]) {
@@ -99,6 +142,7 @@ impl BlockDevice for Shadow {
 
     fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
         let run = |request: Request| match request.op {
+            Op::Read { offset, bufs } if self.has_given_up() => self.refuse(offset, bufs),
             Op::Read { offset, bufs } => self.read(offset, bufs, request.class),
             Op::Write { offset, bufs, .. } => {
                 self.write(offset, &bufs);

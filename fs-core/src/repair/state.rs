@@ -9,6 +9,7 @@ use super::replay::{Candidate, recover_leniently};
 use super::report::{Class, Log};
 use super::salvage::{Loss, from_other_root, from_scan, live_blocks, rebuild};
 use super::scan::{Scan, scan};
+use super::shadow::Shadow;
 use super::walk::Source;
 use super::{Progress, epoch_after};
 use crate::error::{FsError, Result};
@@ -126,17 +127,20 @@ struct Prepared {
 /// Finds the state to start from. `deep`: look for a newer root, even if nothing is wrong with the
 /// newest one that a slot leads to.
 pub(super) fn find(
-    device: &Arc<dyn BlockDevice>,
+    shadow: &Arc<Shadow>,
     sb: &Superblock,
     deep: bool,
     progress: &Progress<'_>,
     log: &mut Log,
 ) -> Result<State> {
+    let device: &Arc<dyn BlockDevice> = &(shadow.clone() as Arc<dyn BlockDevice>);
     let slots = read_slots(device.as_ref(), sb)?;
     let newest = slots.valid.first();
     let size = device.capabilities().size_bytes / BLOCK_SIZE as u64;
     let total_blocks = newest.map_or(sb.total_blocks, |s| s.total_blocks).min(size);
     let first = newest.map(|slot| prepare(device, sb, slot, None)).transpose()?;
+    // What cannot be read is not lost: there is nothing to look for.
+    shadow.refuse_unreadable()?;
     let whole = first.as_ref().is_some_and(|p| p.score == 0);
     let mut scanned = None;
     let (mut seen, mut last_epoch) = ((Epoch(0), Lsn(0)), Epoch(0));
@@ -201,11 +205,8 @@ struct Found<'a> {
 }
 
 /// There are nodes or records of an epoch later than that of the newest root.
-pub(super) fn has_newer(
-    device: &Arc<dyn BlockDevice>,
-    sb: &Superblock,
-    progress: &Progress<'_>,
-) -> Result<bool> {
+pub(super) fn has_newer(shadow: &Arc<Shadow>, sb: &Superblock, progress: &Progress<'_>) -> Result<bool> {
+    let device: &Arc<dyn BlockDevice> = &(shadow.clone() as Arc<dyn BlockDevice>);
     let slots = read_slots(device.as_ref(), sb)?;
     let Some(newest) = slots.valid.first() else { return Ok(true) };
     let mut found = scan(device.as_ref(), sb, newest.total_blocks, progress)?;

@@ -69,7 +69,7 @@ impl Volume {
             )));
         }
         for e in &recovered.bad_superblocks {
-            tracing::warn!(error = %e, volume = %device.name(), "a copy of the superblock is damaged; another one is used");
+            tracing::warn!(error = %e, volume = %device.name(), "a copy of the superblock is damaged or cannot be read; another one is used");
         }
         if !options.read_only && !mutants::active(Mutant::NoFlushAfterRecovery) {
             // What recovery read may exist only in the device's cache (rule R7).

@@ -47,7 +47,8 @@ pub(crate) struct Recovered {
     pub(crate) records: u64,
 }
 
-/// Reads the superblock from its first good copy.
+/// Reads the superblock from its first good copy. Gives what is wrong with those before it, too, be it
+/// that they are damaged or that the device fails to read them.
 pub(crate) fn read_superblock(device: &dyn BlockDevice) -> Result<(Superblock, Vec<FsError>)> {
     let caps = device.capabilities();
     let blocks = caps.size_bytes / BLOCK_SIZE as u64;
@@ -56,8 +57,8 @@ pub(crate) fn read_superblock(device: &dyn BlockDevice) -> Result<(Superblock, V
         if copy.0 >= blocks {
             continue;
         }
-        let buf = device.read_at(copy.offset(), AlignedBuf::zeroed(BLOCK_SIZE), IoClass::Data)?;
-        match Superblock::decode(&buf, copy) {
+        let read = device.read_at(copy.offset(), AlignedBuf::zeroed(BLOCK_SIZE), IoClass::Data);
+        match read.map_err(FsError::from).and_then(|buf| Superblock::decode(&buf, copy)) {
             Ok(sb) if sb.total_blocks > blocks => {
                 return Err(FsError::Volume(format!(
                     "{} has {} bytes, the volume on it needs {}: the device is truncated",
@@ -71,9 +72,11 @@ pub(crate) fn read_superblock(device: &dyn BlockDevice) -> Result<(Superblock, V
             Err(e) => bad.push(e),
         }
     }
+    // What cannot be read may be a good one.
+    let first = bad.iter().position(FsError::is_failed_read).unwrap_or(0);
     Err(bad
         .into_iter()
-        .next()
+        .nth(first)
         .unwrap_or_else(|| FsError::Volume(format!("{} is too small to hold a dbfs volume", device.name()))))
 }
 

@@ -1,12 +1,12 @@
 //! Damage to the metadata of a volume.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use blockdev::sim::SimDevice;
 use blockdev::{AlignedBuf, BlockDevice, IoClass};
 use fs_core::format::node::{Expected, Node, NodePtr};
-use fs_core::format::{Key, RootSlot, Superblock};
+use fs_core::format::{Chunk, ItemKind, Key, PageEntry, RootSlot, Superblock, Ticket};
 use fs_core::tree::{NodeCache, TreeReader, TreeRoot, TreeVisitor, verify};
 use fs_core::{BLOCK_SIZE, BlockNr, FsError, NODE_BLOCKS};
 
@@ -32,24 +32,47 @@ enum Hit {
 #[derive(Clone, Debug)]
 pub struct Damage(Vec<Hit>);
 
-/// Where the metadata is.
+/// What is where on the aged volume.
 #[derive(Debug)]
-struct Map {
-    slots: Vec<BlockNr>,
-    superblocks: Vec<BlockNr>,
-    journal: Vec<BlockNr>,
-    pending: Vec<BlockNr>,
-    nodes: Vec<(u8, BlockNr)>,
+pub(super) struct Map {
+    /// Root slots, the newest first.
+    pub(super) slots: Vec<BlockNr>,
+    /// The ticket of the newest root's epoch.
+    pub(super) ticket: BlockNr,
+    pub(super) superblocks: Vec<BlockNr>,
+    pub(super) journal: Vec<BlockNr>,
+    pub(super) pending: Vec<BlockNr>,
+    /// Nodes with their levels.
+    pub(super) nodes: Vec<(u8, BlockNr)>,
+    /// Nodes with pieces of the bitmap.
+    pub(super) bitmaps: Vec<BlockNr>,
+    /// Blocks with data of files.
+    pub(super) data: Vec<BlockNr>,
 }
 
 #[derive(Default)]
-struct Nodes(Vec<(u8, BlockNr)>);
+struct Nodes {
+    all: Vec<(u8, BlockNr)>,
+    bitmaps: Vec<BlockNr>,
+    data: Vec<BlockNr>,
+    page_blocks: u32,
+}
 
 impl TreeVisitor for Nodes {
     fn node(&mut self, node: &Node, _: &Expected) {
-        self.0.push((node.level(), node.ptr().addr));
+        self.all.push((node.level(), node.ptr().addr));
     }
-    fn item(&mut self, _: Key, _: &[u8]) {}
+    fn item(&mut self, key: Key, value: &[u8]) {
+        let leaf = self.all.last().expect("a leaf comes before its items").1;
+        match key.kind {
+            ItemKind::Bitmap if self.bitmaps.last() != Some(&leaf) => self.bitmaps.push(leaf),
+            ItemKind::Map => {
+                let chunk = Chunk::decode(value, self.page_blocks).expect("a good page map");
+                self.data.extend(chunk.pages.iter().filter_map(PageEntry::blocks).map(|b| b.run().start));
+            }
+            _ => {}
+        }
+    }
     fn bad(&mut self, _: NodePtr, _: &Expected, _: FsError) {}
 }
 
@@ -70,7 +93,7 @@ fn map(aged: &Aged) -> Map {
     let best = &found[0].0;
     let ptr = NodePtr { addr: best.tree.addr, birth: best.tree.birth, crc: best.tree.crc };
     let reader = TreeReader::new(Arc::new(NodeCache::new(device.clone(), sb.uuid, 1 << 20)));
-    let mut nodes = Nodes::default();
+    let mut nodes = Nodes { page_blocks: sb.page_size.blocks(), ..Nodes::default() };
     verify(&reader, &TreeRoot { ptr: Some(ptr), height: best.tree.height }, &mut nodes).expect("a tree");
     assert!(best.tree.height >= 3, "the tree has {} levels", best.tree.height);
     let part = best.journal.last().expect("a journal");
@@ -81,15 +104,23 @@ fn map(aged: &Aged) -> Map {
         slots: found.iter().map(|(_, at)| *at).collect(),
         superblocks: Superblock::copies(sb.total_blocks).to_vec(),
         pending: best.pending.iter().map(|r| r.start).collect(),
-        nodes: nodes.0,
+        ticket: Ticket::address(sb.slots_start, sb.slot_rows, best.epoch),
+        nodes: nodes.all,
+        bitmaps: nodes.bitmaps,
+        data: nodes.data,
     }
+}
+
+/// Where everything is.
+pub(super) fn map_of(aged: &Aged) -> &'static Map {
+    static MAP: OnceLock<Map> = OnceLock::new();
+    MAP.get_or_init(|| map(aged))
 }
 
 impl Damage {
     /// Damage as `rng` says.
     pub fn choose(aged: &Aged, rng: &mut Rng) -> Self {
-        static MAP: std::sync::OnceLock<Map> = std::sync::OnceLock::new();
-        let map = MAP.get_or_init(|| map(aged));
+        let map = map_of(aged);
         let mut hits = Vec::new();
         let mut spared = BTreeSet::from([*rng.pick(&map.superblocks)]);
         for _ in 0..*rng.pick(&[1, 1, 1, 2, 3, 6]) {

@@ -6,6 +6,7 @@
 mod compare;
 mod damage;
 mod image;
+mod unreadable;
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +19,7 @@ use fs_core::{MountOptions, Volume};
 
 pub use damage::Damage;
 pub use image::Aged;
+pub use unreadable::{run_unreadable, unreadable_places};
 
 use crate::rng::Rng;
 

@@ -13,7 +13,7 @@ use blockdev::{BlockDevice, Engine};
 use fs_core::FsError;
 use fs_core::fsck::{CheckOptions, Report, Stats};
 
-use crate::{engine, output, size};
+use crate::{FSCK_FAILURE, engine, output, size};
 use meter::Meter;
 use repair::Mode;
 
@@ -32,8 +32,11 @@ pub const USAGE: u8 = 16;
 /// the last write. With --data, the whole volume is also searched for a newer state than the one that
 /// a mount would use. A daemon that is still draining the volume is waited for, up to 10 seconds.
 ///
-/// Exit codes: 0 no errors, 1 errors corrected, 4 errors left, 8 the check could not be done, 16 usage,
-/// 32 cancelled.
+/// If the device fails a read, nothing is repaired, for what is there would be given up: mend the path to
+/// the device, or copy the device to a good one (with ddrescue) and repair the copy.
+///
+/// Exit codes: 0 no errors, 1 errors corrected, 4 errors left, 8 the check could not be done, or not all
+/// of it, as the device failed reads, 16 usage, 32 cancelled.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only check, repair nothing
@@ -73,7 +76,7 @@ impl Args {
             Self { safe: true, .. } => Mode::Safe,
             _ if repair::can_ask() => Mode::Ask,
             _ => {
-                eprintln!("there is no terminal to ask on: nothing will be repaired, as with -n");
+                output::say("there is no terminal to ask on: nothing will be repaired, as with -n");
                 Mode::Check
             }
         }
@@ -83,17 +86,18 @@ impl Args {
 /// What is checked at boot: that a mount would recover the volume. Prints one line.
 pub fn quick(volume: &Path) -> Result<ExitCode> {
     let shown = volume.display();
-    let device = engine::open_device(volume, true, Engine::Auto)?;
+    let device = engine::open_to_look(volume)?;
     match fs_core::dump::info_json(&device) {
         Ok(info) => {
             let journal =
                 if info["changes_to_replay"] == true { " (a mount replays the journal)" } else { "" };
-            println!("{shown}: clean{journal}, {} inodes, {} bytes free", info["inodes"], info["free_bytes"]);
+            let (inodes, free) = (&info["inodes"], &info["free_bytes"]);
+            output::text(&format!("{shown}: clean{journal}, {inodes} inodes, {free} bytes free\n"))?;
             Ok(ExitCode::from(CLEAN))
         }
         Err(FsError::Device(e)) => Err(e).with_context(|| format!("cannot read {shown}")),
         Err(e) => {
-            println!("{shown}: cannot be mounted: {e}; run `dbfs fsck` on it by hand");
+            output::text(&format!("{shown}: cannot be mounted: {e}; run `dbfs fsck` on it by hand\n"))?;
             Ok(ExitCode::from(ERRORS_LEFT))
         }
     }
@@ -117,8 +121,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if report.volume.is_none() && report.is_clean() {
         bail!("cannot check {volume}: no volume was found on it");
     }
-    let searched = args.data && mode != Mode::Check;
-    if mode != Mode::Check && (!report.is_clean() || (searched && is_outdated(&device, &meter)?)) {
+    let may_repair = mode != Mode::Check && report.read_errors == 0;
+    let searched = args.data && may_repair;
+    if may_repair && (!report.is_clean() || (searched && is_outdated(&device, &meter)?)) {
         if !args.json {
             output::stream(|out| print_problems(out, &report))?;
         }
@@ -129,7 +134,26 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         output::stream(|out| print(out, args, &report))?;
     }
-    Ok(ExitCode::from(if report.is_clean() { CLEAN } else { ERRORS_LEFT }))
+    Ok(ExitCode::from(match &report {
+        r if r.read_errors > 0 => {
+            // Said last, whatever the form of the report is.
+            output::say(&format!("{volume}: {}", unreadable(r.read_errors, mode)));
+            FSCK_FAILURE
+        }
+        r if r.is_clean() => CLEAN,
+        _ => ERRORS_LEFT,
+    }))
+}
+
+/// What to do about a device that fails reads.
+fn unreadable(n: u64, mode: Mode) -> String {
+    let reads = if n == 1 { "1 READ".to_owned() } else { format!("{n} READS") };
+    let nothing =
+        if mode == Mode::Check { "" } else { "nothing is repaired, for what is there would be given up; " };
+    format!(
+        "THE DEVICE FAILED {reads}: {nothing}look into the kernel's log, mend the path to the device, or copy \
+         the device to a good one (with ddrescue) and repair the copy"
+    )
 }
 
 /// The volume has traces of a newer state than the one that its roots lead to.
@@ -176,6 +200,7 @@ fn print(out: &mut dyn Write, args: &Args, report: &Report) -> io::Result<()> {
         writeln!(out, "{volume}: {} pages of data verified", s.verified_pages)?;
     }
     match report.problem_count() {
+        _ if report.read_errors > 0 => {}
         0 => writeln!(out, "{volume}: clean")?,
         1 => writeln!(out, "{volume}: 1 PROBLEM; do not mount it for writing; `dbfs fsck -y` repairs it")?,
         n => writeln!(out, "{volume}: {n} PROBLEMS; do not mount it for writing; `dbfs fsck -y` repairs it")?,

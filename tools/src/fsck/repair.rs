@@ -40,10 +40,10 @@ pub fn watch_interrupts() -> Result<()> {
         loop {
             let signal = signals.wait();
             if !WRITING.load(Ordering::SeqCst) {
-                eprintln!("\nfsck is cancelled by {signal}: nothing was written");
+                output::say(&format!("\nfsck is cancelled by {signal}: nothing was written"));
                 std::process::exit(CANCELLED.into());
             }
-            eprintln!("\nthe repair is being written; it will be done in a moment");
+            output::say("\nthe repair is being written; it will be done in a moment");
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(watch).context("cannot start a thread")?;

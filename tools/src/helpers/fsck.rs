@@ -13,8 +13,11 @@ use crate::fsck;
 /// With -a or -p, as at boot, only what a mount needs is checked unless -f is given: the journal is
 /// replayed by the next mount anyway.
 ///
-/// Exit codes: 0 no errors, 1 errors corrected, 4 errors left, 8 the check could not be done, 16 usage,
-/// 32 cancelled.
+/// If the device fails a read, nothing is repaired: mend the path to it, or copy it to a good one (with
+/// ddrescue) and repair the copy.
+///
+/// Exit codes: 0 no errors, 1 errors corrected, 4 errors left, 8 the check could not be done, or not all
+/// of it, as the device failed reads, 16 usage, 32 cancelled.
 #[derive(Debug, clap::Parser)]
 #[allow(dead_code, reason = "some options are taken and need nothing to be done")]
 #[command(name = "fsck.dbfs", version)]

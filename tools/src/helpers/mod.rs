@@ -13,7 +13,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use crate::{FSCK_FAILURE, MOUNT_FAILURE, fsck as check, mkfs, shown};
+use crate::{FSCK_FAILURE, MOUNT_FAILURE, fsck as check, mkfs, output};
 
 /// Exit code of wrong usage, as mount(8) and mkfs have it.
 const USAGE: u8 = 1;
@@ -99,7 +99,7 @@ fn run<A: Parser>(
             ExitCode::from(if asked { 0 } else { usage })
         }
         Ok(args) => work(&args).unwrap_or_else(|error| {
-            eprintln!("{name}: {}", shown::message(&format!("{error:#}")));
+            output::say(&format!("{name}: {error:#}"));
             ExitCode::from(failure)
         }),
     }

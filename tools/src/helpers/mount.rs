@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(options) => options,
         // Wrong usage, for which mount(8) has an exit code of its own.
         Err(error) => {
-            eprintln!("mount.dbfs: {}", crate::shown::message(&format!("{error:#}")));
+            crate::output::say(&format!("mount.dbfs: {error:#}"));
             return Ok(ExitCode::from(super::USAGE));
         }
     };
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let code = mount::in_background(&args.volume, &args.dir, &options)?;
     if args.verbose > 0 && code == ExitCode::SUCCESS {
-        println!("{} is mounted on {}", args.volume.display(), args.dir.display());
+        crate::output::done(&format!("{} is mounted on {}", args.volume.display(), args.dir.display()));
     }
     Ok(code)
 }

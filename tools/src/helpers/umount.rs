@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     umount::unmount(&args.dir, how, umount::PATIENCE)?;
     if args.verbose > 0 {
-        println!("{} is unmounted", args.dir.display());
+        crate::output::done(&format!("{} is unmounted", args.dir.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             print(&look, path.as_bytes(), &attr)
         });
         if let Err(e) = done {
-            eprintln!("dbfs cat: {}", shown::message(&format!("{e:#}")));
+            output::say(&format!("dbfs cat: {e:#}"));
             code = ExitCode::FAILURE;
         }
     }

@@ -22,7 +22,7 @@ use fs_core::api::{Attr, FileType, FsOps, Seek};
 use fs_core::{FsError, Ino, Volume};
 
 use crate::options::Options;
-use crate::{engine, shown};
+use crate::{engine, output, shown};
 
 /// Page cache for a look, in bytes.
 const CACHE: usize = 32 << 20;
@@ -55,7 +55,7 @@ impl Look {
     /// Opens the volume on `path` for reading; a daemon that is still draining it is waited for.
     pub fn open(path: &Path) -> Result<Self> {
         let options = Options { read_only: true, cache: Some(CACHE), ..Options::default() };
-        let device = engine::open_device(path, true, options.engine)?;
+        let device = engine::open_to_look(path)?;
         Ok(Self { volume: engine::mount(path, Arc::new(device), &options)? })
     }
 
@@ -178,5 +178,5 @@ fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// Says what went wrong with one of several things, and goes on.
 fn complain(command: &str, path: &[u8], error: &dyn std::fmt::Display) {
-    eprintln!("dbfs {command}: {}: {}", shown::quoted(path), shown::message(&error.to_string()));
+    output::say(&format!("dbfs {command}: {}: {error}", shown::quoted(path)));
 }

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         match look.find(path, false) {
             Ok(attr) => found.push((path.as_bytes(), attr)),
             Err(e) => {
-                eprintln!("dbfs stat: {}", shown::message(&format!("{e:#}")));
+                output::say(&format!("dbfs stat: {e:#}"));
                 code = ExitCode::FAILURE;
             }
         }
