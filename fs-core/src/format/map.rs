@@ -194,8 +194,7 @@ impl Chunk {
                 && (1..=page_blocks).contains(&last_blocks.into())
                 && encoding == 0
                 && flags == 0
-                && start > 0
-                && start < ADDR_MASK - (N as u64 * 16);
+                && in_range(start, (pages as u64 - 1) * u64::from(page_blocks) + u64::from(last_blocks));
             if !sane {
                 return None;
             }
@@ -226,13 +225,19 @@ impl Chunk {
             };
             *page = match addr & !ADDR_MASK {
                 0 if addr == 0 => PageEntry::Hole,
-                DENSE_MAPPED if blocks.start.0 > 0 => PageEntry::Mapped(blocks, crc),
-                DENSE_UNWRITTEN if blocks.start.0 > 0 => PageEntry::Unwritten(blocks),
+                _ if !in_range(blocks.start.0, page_blocks.into()) => return None,
+                DENSE_MAPPED => PageEntry::Mapped(blocks, crc),
+                DENSE_UNWRITTEN => PageEntry::Unwritten(blocks),
                 _ => return None,
             };
         }
         Some(chunk)
     }
+}
+
+/// `blocks` blocks from `start` on can be on a volume.
+fn in_range(start: u64, blocks: u64) -> bool {
+    start > 0 && start + blocks <= 1 << 44
 }
 
 /// `next` can share a run with `prev`, its predecessor.
@@ -288,6 +293,20 @@ mod tests {
         chunk.pages[1] = mapped(1004, 1, 7, 2);
         let bytes = chunk.encode(4).unwrap();
         assert_eq!(Chunk::decode(&bytes, 4), Some(chunk));
+    }
+
+    /// Found by fuzzing: the two encodings disagreed about where a volume ends.
+    #[test]
+    fn the_end_of_the_largest_volume() {
+        for (i, fits) in [(4, true), (3, false)] {
+            let page = mapped((1 << 44) - i, 4, 5, 6);
+            let mut chunk = Chunk::default();
+            chunk.pages[9] = page;
+            let runs = chunk.encode_runs(&chunk.runs(4));
+            let dense = chunk.encode_dense(4).unwrap();
+            let want = fits.then_some(chunk);
+            assert_eq!((Chunk::decode(&runs, 4), Chunk::decode(&dense, 4)), (want.clone(), want));
+        }
     }
 
     #[test]
