@@ -5,7 +5,7 @@
 
 pub mod alloc;
 pub mod api;
-mod cache;
+pub mod cache;
 mod delta;
 pub mod dump;
 pub mod env;

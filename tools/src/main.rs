@@ -1,5 +1,6 @@
 //! The `dbfs` command: makes, mounts and looks into volumes.
 
+mod bench;
 mod control;
 mod daemon;
 mod df;
@@ -68,6 +69,7 @@ enum Command {
     Cat(look::cat::Args),
     Cp(look::cp::Args),
     Dump(dump::Args),
+    Bench(bench::Args),
     #[command(hide = true)]
     Generate(generate::Args),
 }
@@ -88,6 +90,7 @@ impl Command {
             Command::Cat(args) => look::cat::run(args),
             Command::Cp(args) => look::cp::run(args),
             Command::Dump(args) => dump::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Generate(args) => generate::run(args),
         }
     }
@@ -107,6 +110,7 @@ impl Command {
             Command::Cat(_) => "cat",
             Command::Cp(_) => "cp",
             Command::Dump(_) => "dump",
+            Command::Bench(_) => "bench",
             Command::Generate(_) => "generate",
         }
     }
