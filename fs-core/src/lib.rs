@@ -28,6 +28,6 @@ pub use types::{
     PageSize,
 };
 pub use volume::{
-    CacheStatus, CounterValues, FormatOptions, JournalStatus, MountOptions, Pace, ScrubFinding, ScrubStats,
-    StopFlag, Volume, VolumeStatus,
+    CacheStatus, ClaimLost, CounterValues, FollowerClaim, FollowerPosition, FormatOptions, JournalStatus,
+    MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag, Volume, VolumeStatus,
 };

@@ -95,6 +95,8 @@ pub enum Mutant {
     UnboundedUnflushed = 48,
     /// R2: the root with the most checkpoints wins, not the one of the highest epoch.
     OldEpochWins = 49,
+    /// R1: what a follower has a claim on is used again.
+    IgnoreClaims = 50,
     /// C3: an extended attribute and its inode change in two records.
     XattrInTwoSteps = 60,
     /// A deleted inode's extended attributes stay.
@@ -154,6 +156,7 @@ impl Mutant {
         Mutant::IgnoreDsync,
         Mutant::UnboundedUnflushed,
         Mutant::OldEpochWins,
+        Mutant::IgnoreClaims,
         Mutant::XattrInTwoSteps,
         Mutant::KeepXattrs,
         Mutant::KeepCapability,

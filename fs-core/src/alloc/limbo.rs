@@ -16,6 +16,8 @@ pub(super) struct Limbo {
     by_lsn: BTreeMap<(Lsn, u64), (u32, u64)>,
     /// Records up to here are known to be durable.
     durable: Lsn,
+    /// Blocks and runs that such records have freed.
+    ready: (u64, u64),
     /// The slowest follower has applied the records up to here.
     followers: Option<Lsn>,
     /// No I/O in flight can touch what was freed in a generation before this one.
@@ -28,6 +30,13 @@ impl Limbo {
     pub fn insert(&mut self, start: u64, len: u32, lsn: Lsn, generation: u64) {
         self.by_block.insert(start, len);
         self.by_lsn.insert((lsn, start), (len, generation));
+        if lsn <= self.durable {
+            self.count_ready(len);
+        }
+    }
+
+    fn count_ready(&mut self, len: u32) {
+        self.ready = (self.ready.0 + u64::from(len), self.ready.1 + 1);
     }
 
     /// Is a block of `range` in limbo?
@@ -46,13 +55,26 @@ impl Limbo {
     /// Notes that all records up to `durable` are known to be durable, and that I/O on what was freed
     /// before the generation `drained` has ended. Never goes back.
     pub fn advance(&mut self, durable: Lsn, drained: u64) {
-        self.durable = self.durable.max(durable);
         self.drained = self.drained.max(drained);
+        if durable <= self.durable {
+            return;
+        }
+        let more = self.by_lsn.range((self.durable.next(), 0)..(durable.next(), 0));
+        let more: Vec<u32> = more.map(|(_, (len, _))| *len).collect();
+        more.into_iter().for_each(|len| self.count_ready(len));
+        self.durable = durable;
     }
 
     /// Notes how far the slowest follower with a claim has come; `None` when there is none.
     pub fn set_followers(&mut self, applied: Option<Lsn>) {
         self.followers = applied;
+    }
+
+    /// Blocks and runs that could be used again but for the slowest follower.
+    pub fn waiting_for_followers(&self) -> (u64, u64) {
+        let oldest = self.by_lsn.first_key_value().map(|(key, _)| key.0);
+        let behind = oldest.zip(self.followers).is_some_and(|(lsn, f)| f < lsn && lsn <= self.durable);
+        if behind { self.ready } else { (0, 0) }
     }
 
     /// Takes out one run that may be used again.
@@ -66,6 +88,7 @@ impl Limbo {
         }
         entry.remove();
         self.by_block.remove(&start);
+        self.ready = (self.ready.0 - u64::from(len), self.ready.1 - 1);
         Some((start, len))
     }
 }
@@ -100,9 +123,17 @@ mod tests {
         limbo.insert(11, 1, Lsn(6), 0);
         limbo.set_followers(Some(Lsn(5)));
         limbo.advance(Lsn(6), 1);
+        assert_eq!(limbo.waiting_for_followers(), (0, 0));
         assert_eq!(drain(&mut limbo), [(10, 1)]);
+        limbo.insert(20, 7, Lsn(6), 0);
+        limbo.insert(30, 9, Lsn(7), 0);
+        assert_eq!(limbo.waiting_for_followers(), (8, 2));
         limbo.set_followers(None);
-        assert_eq!(drain(&mut limbo), [(11, 1)]);
+        assert_eq!(limbo.waiting_for_followers(), (0, 0));
+        assert_eq!(drain(&mut limbo), [(11, 1), (20, 7)]);
+        limbo.set_followers(Some(Lsn(6)));
+        limbo.advance(Lsn(9), 1);
+        assert_eq!(limbo.waiting_for_followers(), (9, 1));
     }
 
     #[test]

@@ -301,6 +301,11 @@ impl Allocator {
         self.admin.lock().limbo.set_followers(applied);
     }
 
+    /// Freed blocks, and runs of them, that could be used again but for the slowest follower.
+    pub fn waiting_for_followers(&self) -> (u64, u64) {
+        self.admin.lock().limbo.waiting_for_followers()
+    }
+
     fn full(&self) -> AllocError {
         if self.limbo_blocks() > 0 {
             self.counters.limbo_waits.fetch_add(1, Ordering::Relaxed);

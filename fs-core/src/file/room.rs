@@ -324,7 +324,7 @@ impl Volume {
             // Dirty pages hold more than they need.
             let written = self.writeback_some(usize::MAX).map(drop);
             self.excuse(written)?;
-            self.make_room(round > 0)?;
+            self.make_room(round)?;
             outcome = f();
         }
         outcome
@@ -341,17 +341,21 @@ impl Volume {
             if round > *CHECKPOINT_ROUNDS.end() {
                 std::thread::sleep(WAIT);
             }
-            self.make_room(CHECKPOINT_ROUNDS.contains(&round))?;
+            self.make_room(round)?;
             outcome = f();
         }
         outcome
     }
 
-    /// Makes blocks in limbo free, and on request what checkpoints set free.
-    fn make_room(&self, checkpoints: bool) -> Result<()> {
+    /// Makes blocks in limbo free; from the second round on also what followers keep and what checkpoints
+    /// set free.
+    fn make_room(&self, round: usize) -> Result<()> {
         let _one_at_a_time = self.space.reclaim.lock();
         let mut outcome = self.commit().and_then(|()| self.publish_durable());
-        if checkpoints {
+        if round > 0 {
+            self.revoke_claims();
+        }
+        if CHECKPOINT_ROUNDS.contains(&round) {
             // Twice: the second lets go of what the first has replaced.
             outcome = outcome.and_then(|()| self.checkpoint_again());
             outcome = outcome.and_then(|()| self.checkpoint_again());

@@ -158,7 +158,7 @@ impl Volume {
         let mut refused = FsError::NO_SPACE;
         let mut waits = 0;
         // A second checkpoint lets go of what the first has replaced; users get no more than that.
-        for _ in 0..if purpose == Purpose::User { 2 } else { ROUNDS } {
+        for round in 0..if purpose == Purpose::User { 2 } else { ROUNDS } {
             loop {
                 if let Some(admission) = self.try_admit(cost, purpose) {
                     return Ok(admission);
@@ -172,6 +172,9 @@ impl Volume {
                 // Dirty pages may have taken more than they need.
                 let written = self.writeback_some(usize::MAX).map(drop);
                 self.excuse(written)?;
+            }
+            if round > 0 {
+                self.revoke_claims();
             }
             if let Err(e) = self.checkpoint_again().and_then(|()| self.publish_durable()) {
                 self.check_writable()?;

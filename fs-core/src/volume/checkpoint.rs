@@ -42,8 +42,9 @@ const WRITES_IN_FLIGHT: usize = 32;
 pub(super) struct Checkpointer {
     /// The last root written.
     pub(super) slot: RootSlot,
-    /// Released when the next root is durable.
-    pub(super) held: Vec<BlockRun>,
+    /// Released when the next root is durable and no follower reads an older one: what the checkpoint of
+    /// this LSN has replaced, in its order.
+    pub(super) held: Vec<(Lsn, BlockRun)>,
     /// Trees that `held` belonged to, as long as somebody reads them.
     pub(super) old_trees: Vec<Weak<TreeState>>,
     /// Freeze point of a checkpoint that failed and will be tried again.
@@ -282,16 +283,18 @@ impl Volume {
         };
         self.commit.journal.lock().drop_behind(dropped_lsn, slot.checkpoint_lsn);
         state.old_trees.retain(|t| t.strong_count() > 0);
+        let oldest = self.oldest_root(state, &slot);
         let mut ready = Vec::new();
         if state.old_trees.is_empty() {
-            ready.append(&mut state.held);
+            let n = state.held.partition_point(|(replaced_by, _)| *replaced_by <= oldest);
+            ready.extend(state.held.drain(..n).map(|(_, run)| run));
         }
         let mut next = freed;
         next.extend(state.slot.pending);
         if mutants::active(Mutant::ReuseNodesEarly) {
             ready.append(&mut next);
         }
-        state.held.extend(next);
+        state.held.extend(next.into_iter().map(|run| (slot.checkpoint_lsn, run)));
         state.old_trees.push(old);
         for run in ready {
             if let Err(e) = self.space.alloc.free_deferred(run, Lsn(0)) {
@@ -300,9 +303,18 @@ impl Volume {
             self.space.kept.remove(run);
             self.space.held.remove(run);
         }
-        self.space.publish(slot.durable_lsn);
+        self.publish_frees(slot.durable_lsn);
         state.slot = slot;
         self.set_nodes_aside(None);
+    }
+
+    /// The checkpoint of the oldest root that somebody reads, now that there is this one.
+    fn oldest_root(&self, state: &Checkpointer, slot: &RootSlot) -> Lsn {
+        let waiting = state.held.iter().map(|(_, run)| u64::from(run.len)).sum();
+        let (oldest, revoked) =
+            self.space.followers.new_root(slot.checkpoint_lsn, waiting, slot.total_blocks);
+        self.counters.claims_revoked.fetch_add(revoked, Ordering::Relaxed);
+        oldest
     }
 }
 

@@ -216,7 +216,7 @@ impl Volume {
         }
         self.commit.finish_lead(&outcome);
         let written = outcome.map_err(|e| FsError::CommitFailed(e.to_string()))?;
-        self.space.publish(written.published);
+        self.publish_frees(written.published);
         Ok(())
     }
 

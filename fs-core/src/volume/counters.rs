@@ -63,6 +63,8 @@ counters! {
     cushion_blocks,
     /// Blocks out of use until the next mount, because a write to them failed (rule R1).
     quarantined_blocks,
+    /// Followers that lost their claim on freed blocks, for lack of space or for being too far behind.
+    claims_revoked,
     /// Data pages that did not match their checksum.
     checksum_errors,
     /// Page cache hits.

@@ -11,6 +11,7 @@ use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::counters::Counters;
 use super::draining::Draining;
+use super::followers::Followers;
 use super::journal_area::{AREAS, JournalAreas};
 use super::meta::{MetaStart, MetaStore, TreeState};
 use super::recover::{Recovered, recover};
@@ -175,6 +176,7 @@ impl Volume {
                 alloc,
                 kept,
                 held: held_blocks,
+                followers: Followers::new(recovered.end.lsn, base.checkpoint_lsn),
                 reserved: Mutex::default(),
                 publishing_paused: AtomicBool::new(false),
                 patched: Mutex::default(),
@@ -222,7 +224,7 @@ impl Volume {
         };
         let slot = claim.clone().unwrap_or_else(|| base.clone());
         let mut checkpointer = Checkpointer::new(slot);
-        checkpointer.held = held;
+        checkpointer.held = held.into_iter().map(|run| (base.checkpoint_lsn, run)).collect();
         let page_size = sb.page_size;
         let volume = Arc::new(Volume {
             cache: PageCache::new(page_size, options.cache_bytes),

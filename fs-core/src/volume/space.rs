@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::Volume;
+use super::followers::Followers;
 use super::meta::MetaStore;
 use crate::alloc::{AllocError, Allocator, GroupBits, GroupLoader, Hold, Request};
 use crate::error::{FsError, Result};
@@ -111,6 +112,8 @@ pub(crate) struct Space {
     pub(crate) held: Arc<KeptBlocks>,
     /// Groups this epoch may write to, as root slots list them.
     pub(crate) reserved: Mutex<Vec<GroupRange>>,
+    /// Who reads the volume as of an earlier moment.
+    pub(super) followers: Followers,
     /// Frees stay in limbo for now.
     pub(super) publishing_paused: AtomicBool,
     /// Space for the pages that recovery found bytes of in the journal, until they are loaded.
@@ -125,14 +128,15 @@ impl Space {
         self.publishing_paused.store(pause, Ordering::SeqCst);
     }
 
-    /// See [`Allocator::publish`].
-    pub(crate) fn publish(&self, durable: crate::types::Lsn) {
+    /// See [`Allocator::publish`]. Returns how many followers have lost their claims by it.
+    pub(crate) fn publish(&self, durable: crate::types::Lsn) -> u64 {
         if self.publishing_paused.load(Ordering::SeqCst) {
-            return;
+            return 0;
         }
-        if let Err(e) = self.alloc.publish(durable) {
+        self.followers.publish(&self.alloc, durable).unwrap_or_else(|e| {
             tracing::error!(error = %e, "the allocator disagrees with the journal about freed blocks");
-        }
+            0
+        })
     }
 
     /// Space for the way home of one page that recovery found bytes of in the journal.
@@ -213,11 +217,12 @@ impl Volume {
         }
     }
 
-    /// Makes freed blocks usable: commits what freed them and publishes that.
+    /// Makes freed blocks usable: commits what freed them and publishes that, whatever followers need.
     pub(crate) fn reclaim_limbo(&self) -> Result<()> {
         if self.space.alloc.limbo_blocks() > 0 {
             self.commit()?;
             self.publish_durable()?;
+            self.revoke_claims();
         }
         Ok(())
     }

@@ -1,7 +1,11 @@
 //! A full volume (contract C9).
 
+mod followers;
+mod links;
 mod rig;
+mod rooms;
 mod ways;
+mod xattrs;
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockdev::{BlockDevice, RamDevice};
-use dbfs_fs_core::api::{FsOps, IoFlags, Owner};
+use dbfs_fs_core::api::{Fallocate, FsOps, IoFlags, Owner, Seek};
 use dbfs_fs_core::env::SystemEnv;
 use dbfs_fs_core::fsck::{self, CheckOptions};
 use dbfs_fs_core::{FormatOptions, FsError, Ino, MountOptions, PageSize, Volume};
@@ -125,9 +125,71 @@ impl Rig {
             self.put(b"tail", 10, &bytes(version, 100), flags).unwrap();
             self.v.fsync(self.ino(b"tail"), false).unwrap();
         }
+        self.put_mapped(b"kept", page, &bytes(version + 40, 3 * page));
+        self.v.fsync(self.ino(b"kept"), false).unwrap();
         // All of it dirty at once.
         self.put(b"kept", 0, &bytes(version + 50, 2 * MIB), BUFFERED).unwrap();
         self.v.sync_all().unwrap();
+    }
+
+    /// All that has blocks is overwritten, each file in another way, and made durable.
+    pub fn overwrite_all(&mut self, version: u64) {
+        let names = self.names();
+        // Of very many small files some will do.
+        let step = names.len() / 400 + 1;
+        for (i, name) in names.into_iter().enumerate().step_by(step) {
+            let (ino, len) = (self.ino(&name), self.files[&name].len());
+            // New bytes in a hole are new data.
+            if len > 0 && self.v.seek(ino, 0, Seek::Hole).unwrap() < len as u64 {
+                continue;
+            }
+            for at in (0..len).step_by(MIB) {
+                let data = bytes(version + i as u64, MIB.min(len - at));
+                match (i + at / MIB) % 4 {
+                    0 => self.put(&name, at, &data, BUFFERED).unwrap(),
+                    1 => self.put(&name, at, &data, DIRECT).unwrap(),
+                    2 => self.put(&name, at, &data, DSYNC).unwrap(),
+                    _ => self.put_mapped(&name, at, &data),
+                }
+            }
+            if i % 16 == 0 {
+                self.v.fsync(ino, i % 32 == 0).unwrap();
+            }
+        }
+        self.v.sync_all().unwrap();
+    }
+
+    /// The kernel hands over what a program has written through a mapping, page by page.
+    pub fn put_mapped(&mut self, name: &[u8], offset: usize, data: &[u8]) {
+        let ino = self.ino(name);
+        for (at, piece) in (offset..).step_by(4096).zip(data.chunks(4096)) {
+            assert_eq!(self.v.write_back(ino, at as u64, piece).unwrap(), piece.len());
+        }
+        self.files.get_mut(name).unwrap()[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    /// Bytes of a range are zero now.
+    pub fn punch(&mut self, name: &[u8], offset: usize, len: usize) {
+        self.v.fallocate(self.ino(name), Fallocate::PunchHole, offset as u64, len as u64).unwrap();
+        let file = self.files.get_mut(name).unwrap();
+        let end = file.len().min(offset + len);
+        file[offset.min(end)..end].fill(0);
+    }
+
+    /// Copies within the volume, as far as there is space.
+    pub fn copy(&mut self, from: &[u8], to: &[u8], at: usize, len: usize) -> Result<usize, FsError> {
+        let copied = self.v.copy_range(self.ino(from), 0, self.ino(to), at as u64, len as u64, BUFFERED)?;
+        let data = self.files[from][..copied as usize].to_vec();
+        let file = self.files.get_mut(to).unwrap();
+        file.resize(file.len().max(at + data.len()), 0);
+        file[at..at + data.len()].copy_from_slice(&data);
+        Ok(data.len())
+    }
+
+    /// A file has another name.
+    pub fn renamed(&mut self, from: &[u8], to: &[u8]) {
+        let file = self.files.remove(from).unwrap();
+        self.files.insert(to.to_vec(), file);
     }
 
     /// Everything reads as it was written.
@@ -159,12 +221,16 @@ impl Rig {
         self.v.sync_all().unwrap();
         self.crash();
         self.overwrite(200);
+        self.overwrite_all(300);
+        self.crash();
         self.verify();
         names.iter().for_each(|name| self.unlink(name));
         self.v.sync_all().unwrap();
         assert!(self.create(b"new"), "there is space again");
         self.put(b"new", 0, &bytes(9, 2 * MIB), BUFFERED).unwrap();
         self.v.fsync(self.ino(b"new"), false).unwrap();
+        self.crash();
+        self.verify();
         self.ends_consistent();
     }
 
@@ -174,6 +240,7 @@ impl Rig {
         self.v.shutdown().unwrap();
         let report = fsck::check(&self.device, &CheckOptions { data: true, progress: None }).unwrap();
         assert!(report.is_clean(), "{:#?}", report.problems);
+        assert_eq!(report.notes, Vec::<String>::new());
         self.crash();
         self.verify();
     }

@@ -1,8 +1,13 @@
 //! R1: a freed block is used again only when the device durably says that the record that freed it
 //! is durable; a block is written once per allocation; blocks of failed writes stay out of use.
 
-use blockdev::sim::{Effect, Fault, OpKind, Rng};
+use std::sync::Arc;
+
+use blockdev::sim::{Effect, Fault, OpKind, Rng, SimDevice};
+use blockdev::{AlignedBuf, BlockDevice, IoClass, RamDevice};
+use dbfs_fs_core::Ino;
 use dbfs_fs_core::api::FsOps;
+use dbfs_fs_core::fsck::{CheckOptions, check};
 
 use crate::audit;
 use crate::rig::*;
@@ -162,4 +167,69 @@ fn a_durable_lsn_is_published_without_waiting_for_a_change() {
     assert!(changes.is_empty());
     assert_eq!(header.durable_lsn.0 + 1, header.lsn.0);
     assert!(write.durable_by(sim.seq()));
+}
+
+/// What somebody finds who knows the roots and the journal as they were `then`, and reads all else as it is
+/// `now`.
+fn as_a_follower_sees(then: &SimDevice, now: &SimDevice) -> Arc<dyn BlockDevice> {
+    let sb = superblock(then);
+    let group = u64::from(sb.group_blocks);
+    let journal = sb.first_journal_group().0 * group;
+    let journal = journal..journal + u64::from(sb.journal_groups) * group;
+    let data = sb.first_data_block.0..sb.total_blocks - 1;
+    let mixed = RamDevice::new(SIZE, 512);
+    for block in 0..SIZE / BLOCK as u64 {
+        let from = if data.contains(&block) && !journal.contains(&block) { now } else { then };
+        let at = block * BLOCK as u64;
+        let bytes = from.read_at(at, AlignedBuf::zeroed(BLOCK), IoClass::Data).unwrap();
+        mixed.write_at(at, bytes, false, IoClass::Data).unwrap();
+    }
+    Arc::new(mixed)
+}
+
+#[test]
+fn what_a_follower_may_read_is_not_used_again() {
+    let sim = device();
+    let v = mount(&sim);
+    let mut all = Expected::default();
+    fill(&v, &mut all);
+    let mut rng = Rng::new(11);
+    let mut make = |all: &mut Expected, name: String| {
+        all.write(&v, &name, 0, &pattern(PAGE, rng.next_u64()), DIRECT);
+    };
+    // Less is left than is written while a follower has its claim.
+    let mut count = 0;
+    while v.statfs().unwrap().bavail > 250 * 4 {
+        make(&mut all, format!("small{count}"));
+        count += 1;
+    }
+    assert!(count > 10, "{count}");
+    churn(&v, &mut all, 60, 12);
+    v.checkpoint().unwrap();
+    churn(&v, &mut all, 60, 13);
+    for round in 0..4 {
+        all.sync(&v);
+        v.publish_durable().unwrap();
+        let claim = v.claim_for_follower("a test").unwrap();
+        let then = after_power_cut(&sim);
+        for i in (round..count).step_by(5) {
+            v.unlink(Ino::ROOT, format!("small{i}").as_bytes()).unwrap();
+            all.0.remove(&format!("small{i}"));
+        }
+        v.publish_durable().unwrap();
+        churn(&v, &mut all, 60, 20 + round);
+        v.checkpoint().unwrap();
+        for i in (round..count).step_by(5) {
+            make(&mut all, format!("small{i}"));
+        }
+        all.sync(&v);
+        v.checkpoint().unwrap();
+        v.publish_durable().unwrap();
+        assert_eq!(claim.lost(), None);
+        let seen = as_a_follower_sees(&then, &sim);
+        let report = check(&seen, &CheckOptions { data: true, ..CheckOptions::default() }).unwrap();
+        assert!(report.is_clean(), "round {round}: {:#?}", report.problems);
+    }
+    drop(v);
+    all.check_device(&after_power_cut(&sim), "after the follower left");
 }
