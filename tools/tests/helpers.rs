@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 mod common;
 
-use common::{Volume, is_mounted};
+use common::{Volume, expecting, is_mounted, patient};
 
 /// A volume, and a folder with the helpers' names.
 struct Rig {
@@ -53,13 +53,13 @@ impl Rig {
     }
 
     fn ok(&self, line: &str) -> String {
-        let (code, text) = self.run(line);
+        let (code, text) = patient(|| self.run(line));
         assert_eq!(code, 0, "{line}: {text}{}", self.v.log());
         text
     }
 
     fn fails(&self, line: &str, wanted: i32, words: &[&str]) {
-        let (code, text) = self.run(line);
+        let (code, text) = expecting(words, || self.run(line));
         assert_eq!(code, wanted, "{line}: {text}");
         words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is missing in: {text}"));
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 mod common;
 
-use common::is_mounted;
+use common::{expecting, is_mounted, patient};
 
 /// "nobody" on every system.
 const USER: u32 = 65534;
@@ -73,13 +73,13 @@ impl Home {
     }
 
     fn ok(&self, args: &[&str]) {
-        let (code, text) = self.run(args);
+        let (code, text) = patient(|| self.run(args));
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
         assert_eq!(code, 0, "{args:?}: {text}\n{log}");
     }
 
     fn fails(&self, args: &[&str], wanted: i32, words: &[&str]) {
-        let (code, text) = self.run(args);
+        let (code, text) = expecting(words, || self.run(args));
         assert_eq!(code, wanted, "{args:?}: {text}");
         words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is missing in: {text}"));
     }

@@ -49,7 +49,12 @@ impl Fixture {
 
     /// Unmounts and waits until nothing is served any more.
     pub fn stop(&mut self) -> io::Result<()> {
-        self.unmounter.unmount(GRACE)?;
+        self.stop_within(GRACE)
+    }
+
+    /// As [`stop`](Self::stop), with another time for users of the mount.
+    pub fn stop_within(&mut self, grace: Duration) -> io::Result<()> {
+        self.unmounter.unmount(grace)?;
         match self.server.take() {
             Some(server) => server.join().expect("the server does not panic"),
             None => Ok(()),

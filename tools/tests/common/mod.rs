@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 pub fn dbfs(args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_dbfs"));
@@ -64,14 +65,14 @@ impl Volume {
     }
 
     pub fn ok(&self, args: &[&str]) -> String {
-        let (code, text) = self.run(args);
+        let (code, text) = patient(|| self.run(args));
         assert_eq!(code, 0, "{args:?}: {text}\n{}", self.log());
         text
     }
 
     /// Expects an exit code and the words in the message.
     pub fn fails(&self, args: &[&str], wanted: i32, words: &[&str]) {
-        let (code, text) = self.run(args);
+        let (code, text) = expecting(words, || self.run(args));
         assert_eq!(code, wanted, "{args:?}: {text}");
         for word in words {
             assert!(text.contains(word), "{word:?} is missing in: {text}");
@@ -84,10 +85,28 @@ impl Volume {
             self.command(&["mount", "--foreground", "-o", "LOG", "IMAGE", "MNT"]).spawn().unwrap();
         while !is_mounted(&self.mnt()) {
             assert_eq!(child.try_wait().unwrap(), None, "{}", self.log());
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
         }
         child
     }
+}
+
+/// What a command comes to when nobody uses the mount any more: a file that a test has closed may still be open
+/// in a child that another test's thread has forked, until that child becomes the program it is to be.
+pub fn patient(run: impl Fn() -> (i32, String)) -> (i32, String) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let outcome = run();
+        if outcome.0 == 0 || !outcome.1.contains("is in use (") || Instant::now() > deadline {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// As [`patient`], unless that is what the words are about.
+pub fn expecting(words: &[&str], run: impl Fn() -> (i32, String)) -> (i32, String) {
+    if words.iter().any(|w| w.contains("in use")) { run() } else { patient(run) }
 }
 
 impl Drop for Volume {

@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::daemon::Daemon;
 use super::{Target, Volume};
 use crate::cmd;
+
+/// How long a mount may stay in use by what is about to end.
+const BUSY: Duration = Duration::from_secs(30);
 
 /// A dbfs volume and where its parts are.
 #[derive(Clone, Debug)]
@@ -94,7 +98,14 @@ impl Target for Dbfs {
 
     fn unmount(&mut self) -> Result<()> {
         let daemon = self.daemon.as_ref().context("not mounted")?;
-        cmd::capture(self.dbfs("umount").arg(&self.options.dir))?;
+        let start = Instant::now();
+        // A program that has just ended, or a child on its way from fork to exec, may be in the mount still.
+        while let Err(error) = cmd::capture(self.dbfs("umount").arg(&self.options.dir)) {
+            if start.elapsed() > BUSY || !format!("{error:#}").contains("is in use") {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         daemon.wait_for_clean_end()?;
         self.daemon = None;
         Ok(())

@@ -7,9 +7,9 @@ use anyhow::Result;
 use super::{Bench, shell, tree};
 use crate::suites::Tally;
 
-/// Keeps the user's configuration out.
+/// Keeps the user's configuration out, and work in the background, which would keep the volume in use.
 const ENVIRONMENT: &str = "export HOME=/nonexistent GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b \
-     GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b; git() { command git -c safe.directory='*' -c core.fsync=all \"$@\"; }; ";
+     GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b; git() { command git -c safe.directory='*' -c core.fsync=all -c gc.auto=0 -c maintenance.auto=false \"$@\"; }; ";
 
 /// Makes a repository beside the volume, and works with clones of it on the volume.
 pub fn run(bench: &mut Bench, tally: &mut Tally) -> Result<()> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::{Bench, program};
+use super::{Bench, program, wait_for_lines};
 use crate::cmd;
 use crate::proc::Proc;
 use crate::suites::Tally;
@@ -39,6 +39,9 @@ const ENGINES: [(&str, &str); 2] = [("innodb", "sbinnodb"), ("aria", "sbaria")];
 
 /// Rows that a round's ledger could get; it is killed long before.
 const LEDGER_ROWS: u64 = 100_000;
+
+/// Rows that are acknowledged before the time until the kill begins.
+const FIRST_ROWS: usize = 10;
 
 /// Runs the rounds on one data directory.
 pub fn run(bench: &mut Bench, tally: &mut Tally) -> Result<()> {
@@ -78,6 +81,7 @@ fn one_round(bench: &mut Bench, server: &mut Server, rows: u64, crash: bool) -> 
     let log = bench.work.join("ledger.log");
     let _ = std::fs::remove_file(&log);
     let ledger = Proc::spawn(&mut server.ledger()?, &log)?;
+    wait_for_lines(&ledger, &log, FIRST_ROWS)?;
     std::thread::sleep(Duration::from_millis(bench.rng.range(3_000, 6_000)));
     for load in loads.iter().chain([&ledger]) {
         if let Some(status) = load.try_wait()? {
@@ -86,9 +90,12 @@ fn one_round(bench: &mut Bench, server: &mut Server, rows: u64, crash: bool) -> 
     }
     let crash_first = crash && bench.rng.percent(50);
     if crash_first {
+        // The server may end by itself before it is killed.
         bench.target.crash()?;
+        server.kill_whatever_it_does()?;
+    } else {
+        server.kill()?;
     }
-    server.kill()?;
     if crash && !crash_first {
         bench.target.crash()?;
     }
@@ -161,6 +168,12 @@ impl Server {
             return Err(server.error(&format!("had ended by itself ({status})")));
         }
         server.kill();
+        Ok(())
+    }
+
+    /// As [`Self::kill`], when its file system is gone.
+    fn kill_whatever_it_does(&mut self) -> Result<()> {
+        self.running.take().context("the server does not run")?.kill();
         Ok(())
     }
 

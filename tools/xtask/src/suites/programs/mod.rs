@@ -10,10 +10,12 @@ mod tree;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use super::{Plan, Tally, close};
+use crate::proc::Proc;
 use crate::rng::Rng;
 use crate::target::{Target, Volume};
 use crate::workdir::WorkDir;
@@ -63,6 +65,22 @@ fn tell_about_nfs() {
     } else {
         say!("this kernel has no nfsd: an NFS export cannot be tried here");
     }
+}
+
+/// Waits until a program has printed `lines` lines into its log, however slow the machine is.
+fn wait_for_lines(process: &Proc, log: &Path, lines: usize) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let start = Instant::now();
+    while std::fs::read_to_string(log).unwrap_or_default().lines().count() < lines {
+        if let Some(status) = process.try_wait()? {
+            return Err(process.error(&format!("ended by itself ({status})")));
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(process.error("does not get on"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Runs a line of shell in `dir`, with `$1`, `$2`... set; returns what it printed.

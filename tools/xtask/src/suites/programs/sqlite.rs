@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Bench, program};
+use super::{Bench, program, wait_for_lines};
 use crate::cmd;
 use crate::proc::Proc;
 use crate::suites::Tally;
 
 /// Rows that a round could write; it is killed long before.
 const ROWS: u64 = 200_000;
+
+/// Rows that are acknowledged before the time until the kill begins.
+const FIRST_ROWS: usize = 10;
 
 /// Runs the rounds on one database.
 pub fn run(bench: &mut Bench, tally: &mut Tally) -> Result<()> {
@@ -51,6 +54,7 @@ fn one_round(bench: &mut Bench, db: &Path, crash: bool) -> Result<u64> {
     let mut writer = program("stdbuf")?;
     writer.args(["-oL", "sqlite3", "-bail"]).arg(db).arg(format!(".read {}", script.display()));
     let writer = Proc::spawn(&mut writer, &log)?;
+    wait_for_lines(&writer, &log, FIRST_ROWS)?;
     let stop = AtomicBool::new(false);
     let length = Duration::from_millis(bench.rng.range(1_000, 3_000));
     let read = std::thread::scope(|scope| {
