@@ -1,6 +1,7 @@
 //! Freed blocks that must not be used yet (rule R1).
 
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Included};
 use std::ops::Range;
 
 use crate::types::Lsn;
@@ -59,7 +60,8 @@ impl Limbo {
         if durable <= self.durable {
             return;
         }
-        let more = self.by_lsn.range((self.durable.next(), 0)..(durable.next(), 0));
+        let last = |lsn: Lsn| (lsn, u64::MAX);
+        let more = self.by_lsn.range((Excluded(last(self.durable)), Included(last(durable))));
         let more: Vec<u32> = more.map(|(_, (len, _))| *len).collect();
         more.into_iter().for_each(|len| self.count_ready(len));
         self.durable = durable;
