@@ -1,5 +1,6 @@
 //! `dbfs dump`: the structures of a volume, for those who look for what went wrong.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -74,8 +75,36 @@ fn show_tree(as_json: bool, device: &Arc<dyn BlockDevice>) -> Result<()> {
     let write = if as_json { dump::tree_json } else { dump::tree };
     let mut outcome = Ok(());
     output::stream(|out| {
-        outcome = write(device, out);
+        let mut watched = Watched { out, failed: None };
+        let written = write(device, &mut watched);
+        match watched.failed {
+            Some(e) => return Err(e),
+            None => outcome = written,
+        }
         Ok(())
     })?;
     Ok(outcome?)
+}
+
+/// Keeps the error of a write, to tell it from those of the volume.
+struct Watched<'a> {
+    out: &'a mut dyn Write,
+    failed: Option<io::Error>,
+}
+
+impl Write for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes).map_err(|e| {
+            let kind = e.kind();
+            // Such a write is only tried again.
+            if kind != io::ErrorKind::Interrupted {
+                self.failed = Some(e);
+            }
+            kind.into()
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }

@@ -140,6 +140,98 @@ fn copies_have_content_attributes_links_and_holes() {
     v.fails(&["cp", "IMAGE", "d/small", "/nowhere/at/all"], 1, &["/nowhere"]);
 }
 
+/// Of a user with his own rights: version 2, then tag, rights and number of each entry.
+fn access_list() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 6, u32::MAX), (2, 4, 1234), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        bytes.extend([tag.to_le_bytes(), perm.to_le_bytes()].concat());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+/// From one volume through its mount, out of it with `dbfs cp -a`, onto the mount of another.
+#[test]
+fn attributes_of_links_and_special_files_are_copied_too() {
+    use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+    let (v, other) = (Volume::made(), Volume::made());
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    symlink("nowhere", v.mnt().join("link")).unwrap();
+    assert!(Command::new("mkfifo").arg(v.mnt().join("fifo")).status().unwrap().success());
+    let list = access_list();
+    let kept: [(&str, &str, &[u8]); 4] = [
+        ("link", "trusted.note", b"of the link"),
+        ("link", "security.note", b"also"),
+        ("fifo", "trusted.note", b"of the fifo"),
+        ("fifo", "system.posix_acl_access", &list),
+    ];
+    for (name, attribute, value) in kept {
+        lsetxattr(v.mnt().join(name), attribute, value, XattrFlags::empty()).unwrap();
+    }
+    v.ok(&["umount", "MNT"]);
+    other.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    v.ok(&["cp", "-a", "IMAGE", "/", other.mnt().to_str().unwrap()]);
+    for (name, attribute, value) in kept {
+        let mut found = [0; 100];
+        let n = lgetxattr(other.mnt().join(name), attribute, &mut found[..]).unwrap();
+        assert_eq!(&found[..n], value, "{name} {attribute}");
+    }
+    let mode = fs::symlink_metadata(other.mnt().join("fifo")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o640);
+    other.ok(&["umount", "MNT"]);
+}
+
+/// As with `| head`: the reader is gone before all is said.
+#[test]
+fn a_closed_pipe_ends_each_command_quietly() {
+    let v = Volume::made();
+    v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
+    fs::write(v.mnt().join("big"), content()).unwrap();
+    // More than fits a buffer.
+    (0..300).for_each(|i| drop(File::create(v.mnt().join(format!("{i:0>100}"))).unwrap()));
+    v.ok(&["umount", "MNT"]);
+    let out = v.dir.path().join("out");
+    let lines = [
+        "info IMAGE",
+        "dump IMAGE superblock",
+        "dump IMAGE slots",
+        "dump IMAGE journal",
+        "dump IMAGE inode 1",
+        "dump IMAGE tree",
+        "dump IMAGE bitmap",
+        "ls -l IMAGE",
+        "tree IMAGE",
+        "stat IMAGE /big",
+        "cat IMAGE /big /big",
+        "cp -r IMAGE /big OUT",
+        "df IMAGE",
+        "fsck -n IMAGE",
+        "--help",
+    ];
+    let with_json = lines[..14].iter().map(|l| format!("{l} --json"));
+    for line in lines.iter().map(|l| (*l).to_owned()).chain(with_json) {
+        let line = line.replace("OUT", out.to_str().unwrap());
+        let mut command = v.command(&line.split(' ').collect::<Vec<_>>());
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let output = command.stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{line}: {}: {said}", output.status);
+    }
+    // With `2>&1 |`, there is no place for messages either.
+    for (line, code) in
+        [("stat IMAGE /none /big", 1), ("cat IMAGE /none", 1), ("fsck IMAGE", 0), ("ls IMAGE /none", 1)]
+    {
+        let mut command = v.command(&line.split(' ').collect::<Vec<_>>());
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let status = command.stdout(writer.try_clone().unwrap()).stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{line}");
+    }
+}
+
 #[test]
 fn copies_never_leave_their_target_through_links() {
     let v = crashed();

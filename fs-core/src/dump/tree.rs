@@ -84,6 +84,10 @@ impl Lines<'_> {
 }
 
 impl TreeVisitor for Lines<'_> {
+    fn is_done(&self) -> bool {
+        self.failed.is_some()
+    }
+
     fn node(&mut self, node: &Node, _: &Expected) {
         let ptr = node.ptr();
         let (level, entries, used) = (node.level(), node.len(), node.used());

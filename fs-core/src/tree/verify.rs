@@ -21,6 +21,11 @@ pub trait TreeVisitor {
     /// A node that cannot be read or is not what its parent says. Everything below it, the keys
     /// from `expected.first` up to `expected.below`, is skipped.
     fn bad(&mut self, ptr: NodePtr, expected: &Expected, error: FsError);
+
+    /// Nothing more is wanted: the rest is not read.
+    fn is_done(&self) -> bool {
+        false
+    }
 }
 
 /// Reads every node of a tree from the device, past the cache, and checks it and its place in the
@@ -40,6 +45,9 @@ pub fn verify(reader: &TreeReader, root: &TreeRoot, visitor: &mut dyn TreeVisito
 }
 
 fn visit_all(reader: &TreeReader, nodes: &[(NodePtr, Expected)], visitor: &mut dyn TreeVisitor) {
+    if visitor.is_done() {
+        return;
+    }
     let ptrs: Vec<NodePtr> = nodes.iter().map(|(ptr, _)| *ptr).collect();
     let read = reader.cache().read_many(&ptrs, reader.class());
     for ((ptr, expected), node) in nodes.iter().zip(read) {

@@ -260,7 +260,8 @@ impl Copy<'_> {
 
     fn finish_unopened(&self, attr: &Attr, to: &Place) -> Result<()> {
         if self.archive {
-            host::keep_attributes_of(to.parent, to.name, attr).with_context(|| cannot_finish(to))?;
+            let xattrs = self.look.xattrs(attr.ino)?;
+            host::keep_attributes_of(to.parent, to.name, attr, &xattrs).with_context(|| cannot_finish(to))?;
         }
         Ok(())
     }

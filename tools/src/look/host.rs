@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -93,18 +93,27 @@ pub fn keep_attributes(fd: impl AsFd, attr: &Attr, xattrs: &[Xattr]) -> io::Resu
     };
     rustix::fs::fchmod(&fd, Mode::from_raw_mode(perm as RawMode))?;
     // Behind the owner, whose change takes capabilities away, and the mode, which changes the lists.
+    set_xattrs(xattrs, |name, value| rustix::fs::fsetxattr(&fd, name, value, XattrFlags::empty()))?;
+    Ok(rustix::fs::futimens(&fd, &times(attr))?)
+}
+
+fn set_xattrs(xattrs: &[Xattr], set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>) -> io::Result<()> {
     for (name, value) in xattrs {
-        match rustix::fs::fsetxattr(&fd, OsStr::from_bytes(name), value, XattrFlags::empty()) {
-            // For root, or not on this file system: as `cp -a` does.
+        match set(OsStr::from_bytes(name), value) {
+            // For root, or not on this kind of file or file system: as `cp -a` does.
             Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(rustix::fs::futimens(&fd, &times(attr))?)
+    Ok(())
 }
 
 /// The same for what cannot be opened: links and special files.
-pub fn keep_attributes_of(parent: impl AsFd, name: &[u8], attr: &Attr) -> io::Result<()> {
+pub fn keep_attributes_of(parent: impl AsFd, name: &[u8], attr: &Attr, xattrs: &[Xattr]) -> io::Result<()> {
+    // There is no such call for a name in an open directory on older kernels; this leads there, and
+    // what is at its end is not followed.
+    let parent_number = parent.as_fd().as_raw_fd().to_string();
+    let path = Path::new("/proc/self/fd").join(parent_number).join(OsStr::from_bytes(name));
     let name = OsStr::from_bytes(name);
     let here = AtFlags::SYMLINK_NOFOLLOW;
     match rustix::fs::chownat(&parent, name, owner(attr).0, owner(attr).1, here) {
@@ -115,6 +124,7 @@ pub fn keep_attributes_of(parent: impl AsFd, name: &[u8], attr: &Attr) -> io::Re
         // It was made just now, and is no link.
         rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(attr.perm as RawMode), AtFlags::empty())?;
     }
+    set_xattrs(xattrs, |name, value| rustix::fs::lsetxattr(&path, name, value, XattrFlags::empty()))?;
     Ok(rustix::fs::utimensat(&parent, name, &times(attr), here)?)
 }
 
