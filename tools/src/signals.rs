@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT, taken by a thread of their own.
+//! SIGTERM and SIGINT (and others if wanted), taken by a thread of their own.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,13 +10,18 @@ pub struct Signals(libc::sigset_t);
 impl Signals {
     /// Must be called before any other thread is started.
     pub fn block() -> io::Result<Self> {
+        Self::block_with(&[])
+    }
+
+    /// As [`Signals::block`], with `more` of SIGUSR1 and SIGUSR2.
+    pub fn block_with(more: &[libc::c_int]) -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: `sigemptyset` initialises the set, which is valid for the other calls then; the
         // signal numbers exist; SIG_IGN runs no code.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in [libc::SIGTERM, libc::SIGINT] {
+            for &signal in [libc::SIGTERM, libc::SIGINT].iter().chain(more) {
                 libc::sigaddset(&raw mut set, signal);
             }
             libc::signal(libc::SIGHUP, libc::SIG_IGN);
@@ -36,6 +41,8 @@ impl Signals {
             match (error, signal) {
                 (0, libc::SIGTERM) => return "SIGTERM",
                 (0, libc::SIGINT) => return "SIGINT",
+                (0, libc::SIGUSR1) => return "SIGUSR1",
+                (0, libc::SIGUSR2) => return "SIGUSR2",
                 _ => {}
             }
         }

@@ -163,7 +163,7 @@ fn umount_knows_the_ways_of_umount() {
 #[test]
 fn fsck_takes_what_fsck_and_the_boot_pass() {
     let rig = Rig::made();
-    for line in ["fsck.dbfs -a IMAGE", "fsck.dbfs -p -C0 IMAGE", "fsck.dbfs -a -C 5 -T IMAGE"] {
+    for line in ["fsck.dbfs -a IMAGE", "fsck.dbfs -p -C0 IMAGE", "fsck.dbfs -a -C 2 -T IMAGE"] {
         assert!(rig.ok(line).contains("clean"), "{line}");
     }
     for line in ["fsck.dbfs -n IMAGE", "fsck.dbfs -f -y IMAGE", "fsck.dbfs -a -f IMAGE"] {
@@ -174,6 +174,24 @@ fn fsck_takes_what_fsck_and_the_boot_pass() {
     rig.fails("fsck.dbfs -a nowhere", 8, &["nowhere"]);
     File::options().write(true).open(rig.v.image()).unwrap().set_len(32 << 20).unwrap();
     rig.fails("fsck.dbfs -a IMAGE", 4, &["cannot be mounted"]);
+}
+
+#[test]
+fn fsck_tells_a_program_how_far_it_is() {
+    let rig = Rig::made();
+    let text = rig.ok("fsck.dbfs -f -y -C 1 IMAGE");
+    let image = rig.v.image();
+    let lines = text.lines().filter_map(|l| l.strip_suffix(image.to_str().unwrap()));
+    let lines: Vec<Vec<u64>> =
+        lines.map(|l| l.split_whitespace().map(|n| n.parse().unwrap()).collect()).collect();
+    let (first, last) = (&lines[0], lines.last().unwrap());
+    assert_eq!((first[0], first[1]), (1, 0), "{text}");
+    assert!(last[0] == 1 && last[1] == last[2] && last[2] > 0, "{text}");
+    assert!(lines.iter().all(|l| l.len() == 3 && l[1] <= l[2]), "{text}");
+    assert!(!rig.ok("fsck.dbfs -f -C -1 IMAGE").contains("1 0 "), "not before SIGUSR1");
+    for bad in ["-C 77", "-C -2147483648", "-a -C 77"] {
+        rig.fails(&format!("fsck.dbfs {bad} IMAGE"), 16, &["-C", "descriptor"]);
+    }
 }
 
 /// mount(8) itself finds the helper only in /sbin: a name space of its own has it there.

@@ -14,7 +14,7 @@ use fs_core::FsError;
 use fs_core::fsck::{CheckOptions, Report, Stats};
 
 use crate::{FSCK_FAILURE, engine, output, size};
-use meter::Meter;
+pub use meter::Meter;
 use repair::Mode;
 
 /// Exit codes of fsck(8).
@@ -105,14 +105,19 @@ pub fn quick(volume: &Path) -> Result<ExitCode> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    run_with(args, &Meter::default())
+}
+
+/// Runs the command; `meter` shows progress.
+pub fn run_with(args: &Args, meter: &Meter) -> Result<ExitCode> {
     let volume = args.volume.display();
     let mode = args.mode();
     repair::watch_interrupts()?;
     let device = engine::open_device(&args.volume, mode == Mode::Check, Engine::Auto)?;
     let device: Arc<dyn BlockDevice> = Arc::new(device);
-    let meter = Meter::default();
     // What is in use is what there is to read.
     let used = fs_core::dump::info_json(&device).map_or(0, |info| used_blocks(&info));
+    meter.show("checking", 0, used);
     let show =
         |s: &Stats| meter.show("checking", s.data_blocks + s.nodes * fs_core::NODE_BLOCKS as u64, used);
     let checked = fs_core::fsck::check(&device, &CheckOptions { data: args.data, progress: Some(&show) });
@@ -123,11 +128,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let may_repair = mode != Mode::Check && report.read_errors == 0;
     let searched = args.data && may_repair;
-    if may_repair && (!report.is_clean() || (searched && is_outdated(&device, &meter)?)) {
+    if may_repair && (!report.is_clean() || (searched && is_outdated(&device, meter)?)) {
         if !args.json {
             output::stream(|out| print_problems(out, &report))?;
         }
-        return repair::run(args, mode, &device, &report, &meter);
+        return repair::run(args, mode, &device, &report, meter);
     }
     if args.json {
         output::json(&report)?;

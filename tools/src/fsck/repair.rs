@@ -2,8 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use blockdev::BlockDevice;
@@ -11,7 +10,7 @@ use fs_core::env::SystemEnv;
 use fs_core::fsck::{CheckOptions, Report, check};
 use fs_core::repair::{Plan, RepairOptions, RepairReport, plan};
 
-use super::meter::Meter;
+use super::meter::{self, Meter};
 use super::{Args, CANCELLED, CORRECTED, ERRORS_LEFT};
 use crate::signals::Signals;
 use crate::{output, size};
@@ -29,21 +28,48 @@ pub enum Mode {
     Ask,
 }
 
-/// The repair is being written: it is too late to cancel.
-static WRITING: AtomicBool = AtomicBool::new(false);
+/// How far a repair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is written.
+    Before,
+    /// It is being written: it is too late to cancel.
+    Writing,
+    /// It is written; what follows is a check.
+    Written,
+}
+
+/// Whoever cancels holds it to the end, so that nothing is written any more.
+static STAGE: Mutex<Stage> = Mutex::new(Stage::Before);
+
+fn stage() -> MutexGuard<'static, Stage> {
+    STAGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Ends the process with the exit code of fsck(8) when it is interrupted, except while the repair is
 /// being written: that takes seconds, and nothing is gained by stopping it.
 pub fn watch_interrupts() -> Result<()> {
-    let signals = Signals::block().context("cannot block signals")?;
+    let signals = Signals::block_with(&[libc::SIGUSR1, libc::SIGUSR2]).context("cannot block signals")?;
     let watch = move || {
         loop {
             let signal = signals.wait();
-            if !WRITING.load(Ordering::SeqCst) {
-                output::say(&format!("\nfsck is cancelled by {signal}: nothing was written"));
-                std::process::exit(CANCELLED.into());
+            if let "SIGUSR1" | "SIGUSR2" = signal {
+                meter::let_out(signal == "SIGUSR1");
+                continue;
             }
-            output::say("\nthe repair is being written; it will be done in a moment");
+            let stage = stage();
+            let (what, code) = match *stage {
+                Stage::Before => ("nothing was written", CANCELLED),
+                Stage::Writing => {
+                    output::say("\nthe repair is being written; it will be done in a moment");
+                    continue;
+                }
+                Stage::Written => {
+                    ("the repair was written; run it again to check that", CORRECTED | CANCELLED)
+                }
+            };
+            output::say(&format!("\nfsck is cancelled by {signal}: {what}"));
+            std::process::exit(code.into());
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(watch).context("cannot start a thread")?;
@@ -95,9 +121,9 @@ pub fn run(
 
 fn write(args: &Args, planned: Plan, device: &Arc<dyn BlockDevice>, meter: &Meter) -> Result<Report> {
     let volume = args.volume.display();
-    WRITING.store(true, Ordering::SeqCst);
+    *stage() = Stage::Writing;
     let written = planned.execute(device.as_ref());
-    WRITING.store(false, Ordering::SeqCst);
+    *stage() = Stage::Written;
     written.with_context(|| format!("cannot write the repair of {volume}; run `dbfs fsck` again"))?;
     meter.show("checking again", 0, 0);
     let after = check(device, &CheckOptions { data: false, progress: None });
@@ -113,8 +139,10 @@ fn agrees(mode: Mode, report: &RepairReport) -> Result<bool> {
         Mode::Safe => Ok(report.classes().keys().all(|c| c.is_safe())),
         Mode::Ask => {
             for (class, n) in report.classes() {
-                if !ask(&format!("{} ({n} times)", class.question()))? {
-                    return Ok(false);
+                match ask(&format!("{} ({n} times)", class.question()))? {
+                    Answer::Yes => {}
+                    Answer::No => return Ok(false),
+                    Answer::All => break,
                 }
             }
             Ok(true)
@@ -122,18 +150,28 @@ fn agrees(mode: Mode, report: &RepairReport) -> Result<bool> {
     }
 }
 
-fn ask(question: &str) -> Result<bool> {
+/// What somebody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Yes,
+    No,
+    /// Yes to this and all that follows.
+    All,
+}
+
+fn ask(question: &str) -> Result<Answer> {
     let mut out = io::stderr();
     loop {
-        write!(out, "May I {question}? [y/n] ").context("cannot ask")?;
+        write!(out, "May I {question}? [y/n/a(ll)] ").context("cannot ask")?;
         out.flush().context("cannot ask")?;
         let mut answer = String::new();
         if io::stdin().lock().read_line(&mut answer).context("cannot read the answer")? == 0 {
-            return Ok(false);
+            return Ok(Answer::No);
         }
         match answer.trim().to_lowercase().as_str() {
-            "y" | "yes" => return Ok(true),
-            "n" | "no" => return Ok(false),
+            "y" | "yes" => return Ok(Answer::Yes),
+            "n" | "no" => return Ok(Answer::No),
+            "a" | "all" => return Ok(Answer::All),
             _ => {}
         }
     }

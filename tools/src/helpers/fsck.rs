@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ArgAction;
 
-use crate::fsck;
+use crate::fsck::{self, Meter};
+use crate::output;
 
 /// Check a dbfs volume and repair it; called by fsck(8).
 ///
@@ -37,7 +38,8 @@ pub struct Args {
     /// Check everything, even if the volume seems to be clean
     #[arg(short = 'f')]
     force: bool,
-    /// Progress is shown on a terminal only
+    /// Write progress to this descriptor, in lines of "pass done of volume"; 0: show a bar, if there is
+    /// a terminal; negative: as without the sign, but not before SIGUSR1 comes (SIGUSR2 stops it)
     #[arg(short = 'C', value_name = "FD", allow_hyphen_values = true)]
     progress: Option<i32>,
     /// Say more
@@ -52,12 +54,22 @@ pub struct Args {
 
 /// Checks.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    // First of all: a number that is nobody's must not become that of something opened here.
+    let meter = match args.progress.map(|fd| (fd, Meter::for_program(fd, &args.volume))) {
+        None => Meter::default(),
+        Some((_, Ok(meter))) => meter,
+        Some((fd, Err(e))) => {
+            output::say(&format!("fsck.dbfs: -C {fd}: no progress can be written to that descriptor: {e}"));
+            return Ok(ExitCode::from(fsck::USAGE));
+        }
+    };
     if args.automatic && !args.force {
         return fsck::quick(&args.volume);
     }
     let volume = args.volume.clone();
-    fsck::run(&match args.check_only {
+    let args = match args.check_only {
         true => fsck::Args::check_of(volume),
         false => fsck::Args::repair_of(volume, args.yes, args.automatic),
-    })
+    };
+    fsck::run_with(&args, &meter)
 }
