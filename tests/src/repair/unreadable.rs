@@ -51,6 +51,7 @@ pub fn unreadable_places() -> Vec<Result<(), String>> {
     let mut outcomes: Vec<_> =
         places(map).into_iter().map(|(what, at)| place(at).map_err(|e| format!("{what}: {e}"))).collect();
     outcomes.push(transient());
+    outcomes.push(still_there());
     outcomes
 }
 
@@ -64,8 +65,21 @@ fn place(at: BlockNr) -> Result<(), String> {
     if let Some(p) = report.problems.iter().find(|p| !format!("{:?}", p.kind).starts_with("Device")) {
         return Err(format!("the check takes it for damage: {:?} {p}", p.kind));
     }
-    refused(&device, Some(at))?;
-    device.clear_faults();
+    refused(&device, Some(at))
+}
+
+/// Whatever could not be read is there when the device reads again: nothing was written meanwhile.
+fn still_there() -> Result<(), String> {
+    let device = aged().image.clone().into_sim(1);
+    let before = device.seq();
+    for (_, at) in places(map_of(aged())).into_iter().step_by(5) {
+        bad_sector(&device, at);
+        refused(&device, Some(at))?;
+        device.clear_faults();
+    }
+    if device.seq() != before {
+        return Err("something was written".into());
+    }
     let view: Arc<dyn BlockDevice> = Arc::new(device.clone());
     if !checked(&device)?.is_clean() || has_newer_state(&view, None).map_err(|e| e.to_string())? {
         return Err("not clean when the device reads again".into());
@@ -81,7 +95,7 @@ fn transient() -> Result<(), String> {
     planned(&device).map_err(|e| format!("no plan of a good volume: {e}"))?;
     let reads = device.counters().reads - before;
     let mut rng = Rng::new(3);
-    let some = (0..12).map(|_| rng.below(reads)).chain([0, 1, reads - 1]);
+    let some = (0..6).map(|_| rng.below(reads)).chain([0, 1, reads - 1]);
     for n in some {
         device.inject(Fault::new(Effect::eio()).on(OpKind::Read).after(n));
         refused(&device, None).map_err(|e| format!("read {n} of {reads} fails once: {e}"))?;

@@ -13,7 +13,7 @@ use fs_core::repair::{Plan, RepairOptions, RepairReport, plan};
 use super::meter::{self, Meter};
 use super::{Args, CANCELLED, CORRECTED, ERRORS_LEFT};
 use crate::signals::Signals;
-use crate::{output, size};
+use crate::{FSCK_FAILURE, output, size};
 
 /// What may be repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +115,11 @@ pub fn run(
     } else {
         output::stream(|out| print_end(out, args, &report, after.as_ref()))?;
     }
-    let good = after.as_ref().is_some_and(Report::is_clean);
-    Ok(ExitCode::from(if good { CORRECTED } else { ERRORS_LEFT }))
+    Ok(ExitCode::from(match &after {
+        Some(after) if after.is_clean() => CORRECTED,
+        Some(after) if after.read_errors > 0 => FSCK_FAILURE,
+        _ => ERRORS_LEFT,
+    }))
 }
 
 fn write(args: &Args, planned: Plan, device: &Arc<dyn BlockDevice>, meter: &Meter) -> Result<Report> {
