@@ -28,6 +28,7 @@ pub use types::{
     PageSize,
 };
 pub use volume::{
-    CacheStatus, ClaimLost, CounterValues, FollowerClaim, FollowerPosition, FormatOptions, JournalStatus,
-    MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag, Volume, VolumeStatus,
+    CacheStatus, ClaimLost, CounterValues, Explanation, Extent, FollowerClaim, FollowerPosition,
+    FormatOptions, JournalStatus, MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag, Volume,
+    VolumeStatus,
 };

@@ -1,13 +1,14 @@
 //! What the statistics say about calls, stages and files. The clock is the test's own.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockdev::{BlockDevice, Capabilities, Pending, RamDevice, Request};
-use dbfs_fs_core::api::{FsOps, IoFlags, Owner, RenameFlags, Timestamp};
+use dbfs_fs_core::api::{Fallocate, FsOps, IoFlags, Owner, RenameFlags, Timestamp};
 use dbfs_fs_core::env::Env;
 use dbfs_fs_core::stats::{Call, FileClass, Stage};
-use dbfs_fs_core::{FormatOptions, Ino, MountOptions, Volume};
+use dbfs_fs_core::{Explanation, Extent, FormatOptions, Ino, MountOptions, Volume};
 
 /// A clock that stands still unless the device works.
 #[derive(Debug, Default)]
@@ -203,4 +204,47 @@ fn waiting_for_somebody_elses_commit_has_its_stages() {
         let stages: u64 = Stage::ALL.iter().map(|s| slow.stage(*s)).sum();
         assert!(stages <= slow.total_ns, "{slow:?}");
     }
+}
+
+fn extents(v: &Volume, ino: Ino) -> (Explanation, Vec<Extent>) {
+    let mut list = Vec::new();
+    let each = &mut |e: &Extent| {
+        list.push(*e);
+        ControlFlow::Continue(())
+    };
+    (v.explain(ino, each).unwrap(), list)
+}
+
+#[test]
+fn a_file_is_explained() {
+    let Rig { volume: v, .. } = rig();
+    let ino = create(&v, "a");
+    let page = v.page_size().bytes();
+    let direct = IoFlags { direct: true, ..BUFFERED };
+    v.write(ino, 0, &vec![1; 16 * page], direct).unwrap();
+    let (all, list) = extents(&v, ino);
+    assert_eq!((list.len(), all.extents, all.mapped_pages, all.cached_pages), (1, 1, 16, 0));
+    assert_eq!((list[0].offset, list[0].blocks.bytes(), list[0].unwritten), (0, 16 * page, false));
+    // A page in the middle moves, one is cut out, and space is reserved behind the end.
+    v.write(ino, 4 * page as u64, &vec![2; page], direct).unwrap();
+    v.fallocate(ino, Fallocate::PunchHole, 8 * page as u64, page as u64).unwrap();
+    v.fallocate(ino, Fallocate::KeepSize, 20 * page as u64, 4 * page as u64).unwrap();
+    let (all, list) = extents(&v, ino);
+    let pages: Vec<(u64, u64, bool)> = list
+        .iter()
+        .map(|e| (e.offset / page as u64, (e.blocks.bytes() / page) as u64, e.unwritten))
+        .collect();
+    assert_eq!(pages, [(0, 4, false), (4, 1, false), (5, 3, false), (9, 7, false), (20, 4, true)]);
+    assert_eq!((all.extents, all.size), (5, 16 * page as u64));
+    assert_eq!((all.written_bytes, all.unwritten_bytes), (15 * page as u64, 4 * page as u64));
+    // What is in memory.
+    v.read(ino, 0, &mut vec![0; 2 * page], BUFFERED).unwrap();
+    v.write(ino, 0, &[3; 10], BUFFERED).unwrap();
+    v.write(ino, page as u64, &[3; 10], IoFlags { dsync: true, ..BUFFERED }).unwrap();
+    let (all, _) = extents(&v, ino);
+    assert_eq!((all.cached_pages, all.dirty_pages, all.journal_only_pages), (2, 1, 1));
+    assert_eq!(v.explain(Ino::ROOT, &mut |_| ControlFlow::Continue(())).unwrap_err().errno(), libc::EINVAL);
+    assert_eq!(v.explain(Ino(999), &mut |_| ControlFlow::Continue(())).unwrap_err().errno(), libc::ESTALE);
+    let stopped = v.explain(ino, &mut |_| ControlFlow::Break(())).unwrap_err();
+    assert_eq!(stopped.errno(), libc::ECANCELED);
 }

@@ -10,6 +10,7 @@ use blockdev::{BlockDevice, Engine, FileDevice, OpenError, OpenOptions, Recorder
 use fs_core::env::SystemEnv;
 use fs_core::{FormatOptions, MountOptions, Volume};
 
+use crate::observe::metered::{DeviceStats, Metered};
 use crate::options::Options;
 use crate::{mounts, output, shown};
 
@@ -50,18 +51,20 @@ pub fn open_to_look(path: &Path) -> Result<FileDevice> {
     Ok(device)
 }
 
-/// Opens the device and puts the recorder before it if `options` ask for it.
-pub fn open_for_mount(path: &Path, options: &Options) -> Result<Arc<dyn BlockDevice>> {
+/// Opens the device, counting what is asked of it, and puts the recorder before it if `options` ask for it.
+pub fn open_for_mount(path: &Path, options: &Options) -> Result<(Arc<dyn BlockDevice>, Arc<DeviceStats>)> {
     let device = open_device(path, options.read_only, options.engine)?;
     if !device.capabilities().direct {
         tracing::warn!("{} is on a file system without O_DIRECT: data is cached twice", path.display());
     }
+    let device = Metered::new(device);
+    let stats = device.stats();
     match &options.record {
-        None => Ok(Arc::new(device)),
+        None => Ok((Arc::new(device), stats)),
         Some(log) => {
             let recorder =
                 Recorder::open(device, log).with_context(|| format!("cannot record to {}", log.display()))?;
-            Ok(Arc::new(recorder))
+            Ok((Arc::new(recorder), stats))
         }
     }
 }

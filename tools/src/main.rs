@@ -6,6 +6,7 @@ mod daemon;
 mod df;
 mod dump;
 mod engine;
+mod explain;
 mod fsck;
 mod generate;
 mod helpers;
@@ -15,7 +16,9 @@ mod look;
 mod mkfs;
 mod mount;
 mod mounts;
+mod names;
 mod notify;
+mod observe;
 mod options;
 mod output;
 mod remount;
@@ -25,7 +28,11 @@ mod shown;
 mod signals;
 mod signatures;
 mod size;
+mod slow;
+mod span;
+mod status;
 mod syslog;
+mod top;
 mod umount;
 
 use std::ffi::OsString;
@@ -61,6 +68,10 @@ enum Command {
     Umount(umount::Args),
     Fsck(fsck::Args),
     Scrub(scrub::Args),
+    Status(status::Args),
+    Top(top::Args),
+    Slow(slow::Args),
+    Explain(explain::Args),
     Info(info::Args),
     Df(df::Args),
     Ls(look::ls::Args),
@@ -82,6 +93,10 @@ impl Command {
             Command::Umount(args) => umount::run(args),
             Command::Fsck(args) => fsck::run(args),
             Command::Scrub(args) => scrub::run(args),
+            Command::Status(args) => status::run(args),
+            Command::Top(args) => top::run(args),
+            Command::Slow(args) => slow::run(args),
+            Command::Explain(args) => explain::run(args),
             Command::Info(args) => info::run(args),
             Command::Df(args) => df::run(args),
             Command::Ls(args) => look::ls::run(args),
@@ -102,6 +117,10 @@ impl Command {
             Command::Umount(_) => "umount",
             Command::Fsck(_) => "fsck",
             Command::Scrub(_) => "scrub",
+            Command::Status(_) => "status",
+            Command::Top(_) => "top",
+            Command::Slow(_) => "slow",
+            Command::Explain(_) => "explain",
             Command::Info(_) => "info",
             Command::Df(_) => "df",
             Command::Ls(_) => "ls",

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use crate::daemon::{self, Report, Side};
+use crate::observe::http::{self, Address};
 use crate::options::{self, Options, Unknown};
 use crate::{logging, mounts, serve};
 
@@ -21,6 +22,9 @@ pub struct Args {
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", value_parser = known_options)]
     options: Vec<String>,
+    /// Serve metrics for Prometheus: on a port of the loopback interface, an IP:PORT, or a Unix socket
+    #[arg(long, value_name = "ADDR|SOCKET", value_parser = |text: &str| http::option(text).map_err(|e| format!("{e:#}")))]
+    metrics: Option<Address>,
     /// Do not become a daemon
     #[arg(long, short = 'f')]
     foreground: bool,
@@ -42,7 +46,8 @@ fn known_options(list: &str) -> Result<String, String> {
 
 /// Runs the command, and in the daemon's process the daemon.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let options = Options::parse(&args.options, Unknown::Refuse)?;
+    let mut options = Options::parse(&args.options, Unknown::Refuse)?;
+    options.metrics = args.metrics.clone().or(options.metrics);
     if !args.foreground {
         return in_background(&args.volume, &args.dir, &options);
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use blockdev::Engine;
 use dbfs_fuse::MountConfig;
 
+use crate::observe::http::{self, Address};
 use crate::size;
 
 /// Smallest page cache in bytes: some of the largest writes at once must fit.
@@ -26,6 +27,8 @@ Mount options:
   cache=SIZE             page cache (default 256M)
   threads=N              threads that serve requests (default 16)
   engine=auto|uring|pread   how requests reach the device
+  metrics=ADDR|SOCKET    serve metrics for Prometheus: on a port of the loopback
+                         interface, an IP:PORT, or the path of a Unix socket
   log=FILE               where the daemon's messages go (default: the system's
                          log, with --foreground the terminal; DBFS_LOG=debug
                          and the like set the level)
@@ -79,6 +82,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Greatest age of changes that nobody has synced.
     pub commit: Option<Duration>,
+    /// Where metrics are served.
+    pub metrics: Option<Address>,
 }
 
 impl Default for Options {
@@ -100,6 +105,7 @@ impl Default for Options {
             cache: None,
             threads: None,
             commit: None,
+            metrics: None,
         }
     }
 }
@@ -186,6 +192,7 @@ impl Options {
                 }
                 self.commit = Some(Duration::from_secs_f64(seconds));
             }
+            "metrics" => self.metrics = Some(http::option(value).with_context(wrong)?),
             "user" | "comment" | "uhelper" | "helper" => {}
             // What the mount is called is the volume's path, and its type fuse.dbfs.
             "fsname" | "subtype" => {}
@@ -276,6 +283,8 @@ mod tests {
             "commit=-1",
             "commit=NaN",
             "engine=steam",
+            "metrics=somewhere",
+            "metrics=",
         ];
         for option in wrong {
             let error = format!("{:#}", parse(&["rw", option]).unwrap_err());

@@ -1,7 +1,5 @@
 //! `dbfs scrub`: verifies a mounted volume.
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::control::client::ask;
 use crate::control::protocol::{Request, Response};
-use crate::{output, shown, size};
+use crate::{names, output, shown, size};
 
 /// Exit codes, those of fsck(8).
 const CLEAN: u8 = 0;
@@ -98,25 +96,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Looks for the names of the files that findings are about, on the mount.
 fn name(dir: &Path, findings: &mut [Finding]) -> Result<()> {
-    let mut wanted: BTreeMap<u64, Option<String>> =
-        findings.iter().filter_map(|f| Some((f.ino?, None))).collect();
-    let device = std::fs::metadata(dir)?.dev();
-    let mut open = vec![dir.to_owned()];
-    while let Some(at) = open.pop().filter(|_| wanted.values().any(Option::is_none)) {
-        // A directory that cannot be read, or is gone, hides the names in it.
-        let Ok(entries) = std::fs::read_dir(&at) else { continue };
-        for entry in entries.flatten() {
-            if let Some(path) = wanted.get_mut(&entry.ino()) {
-                path.get_or_insert_with(|| entry.path().to_string_lossy().into_owned());
-            }
-            let on_it = |e: &std::fs::DirEntry| e.metadata().is_ok_and(|m| m.dev() == device);
-            if entry.file_type().is_ok_and(|t| t.is_dir()) && on_it(&entry) {
-                open.push(entry.path());
-            }
-        }
-    }
+    let wanted = findings.iter().filter_map(|f| f.ino).collect();
+    let paths = names::find(dir, &wanted, usize::MAX)?;
     for finding in findings {
-        finding.path = finding.ino.and_then(|ino| wanted.get(&ino).cloned().flatten());
+        let path = finding.ino.and_then(|ino| paths.get(&ino));
+        finding.path = path.map(|p| p.to_string_lossy().into_owned());
     }
     Ok(())
 }

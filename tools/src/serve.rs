@@ -14,6 +14,7 @@ use crate::control;
 use crate::daemon::Report;
 use crate::engine;
 use crate::notify;
+use crate::observe::{Observed, http};
 use crate::options::Options;
 use crate::signals::Signals;
 
@@ -24,9 +25,13 @@ const GRACE: Duration = Duration::from_secs(2);
 pub fn serve(path: &Path, dir: &Path, options: &Options, report: &mut Report) -> Result<()> {
     let signals = Signals::block().context("cannot block signals")?;
     be_an_io_flusher();
-    let device = engine::open_for_mount(path, options)?;
+    // Before the recovery: a wrong address is told at once.
+    let metrics = options.metrics.as_ref().map(http::bind).transpose()?;
+    let (device, stats) = engine::open_for_mount(path, options)?;
     let volume = engine::mount(path, device, options)?;
-    let served = serve_volume(path, dir, options, report, signals, &volume);
+    let observed =
+        Arc::new(Observed { volume: volume.clone(), device: stats, path: path.into(), dir: dir.into() });
+    let served = serve_volume(&observed, options, report, signals, metrics);
     notify::stopping(&format!("bringing the last changes to {}", path.display()));
     // Also after an error: what has been acknowledged must get home.
     let home = volume.shutdown().with_context(|| {
@@ -37,13 +42,13 @@ pub fn serve(path: &Path, dir: &Path, options: &Options, report: &mut Report) ->
 }
 
 fn serve_volume(
-    path: &Path,
-    dir: &Path,
+    observed: &Arc<Observed>,
     options: &Options,
     report: &mut Report,
     signals: Signals,
-    volume: &Arc<Volume>,
+    metrics: Option<http::Bound>,
 ) -> Result<()> {
+    let Observed { volume, path, dir, .. } = &**observed;
     let mounted = dbfs_fuse::mount(volume.clone(), dir, &options.mount_config(path))
         .with_context(|| format!("cannot mount on {}", dir.display()))?;
     let unmounter = mounted.unmounter();
@@ -53,17 +58,18 @@ fn serve_volume(
     watch_signals(signals, unmounter.clone())?;
     let stop = Arc::new(StopFlag::default());
     let background = start_background(volume.clone(), stop.clone(), unmounter)?;
-    let control = control::server::Server::start(volume.clone());
+    let control = control::server::Server::start(observed.clone());
     if let Err(e) = &control {
         tracing::warn!("commands that need the daemon will not work: {e:#}");
     }
+    let metrics = metrics.map(|bound| bound.serve(observed.clone())).transpose()?;
     report.live().context("cannot tell that the mount is live")?;
     let live = format!("{} is mounted on {}", path.display(), dir.display());
     notify::ready(&live);
     tracing::info!("{live}");
 
     let served = mounted.run().with_context(|| format!("serving {} failed", dir.display()));
-    drop(control);
+    drop((control, metrics));
     stop.stop();
     let ended = background.join().map_err(|_| anyhow!("the background thread panicked")).and_then(|r| r);
     served.and(ended)

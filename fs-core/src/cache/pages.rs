@@ -155,6 +155,11 @@ impl PageCache {
         before
     }
 
+    /// Whether a page is in memory; does not count as a use of it.
+    pub(crate) fn contains(&self, ino: Ino, page: PageNr) -> bool {
+        self.shard(ino, page).lock().contains(&(ino, page))
+    }
+
     /// Number of pages in memory.
     pub(crate) fn resident_pages(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()

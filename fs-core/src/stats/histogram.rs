@@ -122,6 +122,16 @@ impl HistogramValues {
         buckets.map(|i| self.counts[i]).sum()
     }
 
+    /// What was recorded since an earlier reading of the same histogram. The greatest value is the upper
+    /// bound of its bucket then.
+    pub fn since(&self, earlier: &HistogramValues) -> HistogramValues {
+        let before = earlier.counts.iter().copied().chain(std::iter::repeat(0));
+        let counts: Vec<u64> = self.counts.iter().zip(before).map(|(n, old)| n.saturating_sub(old)).collect();
+        let last = counts.iter().rposition(|n| *n > 0);
+        let max = last.map_or(0, |i| if i == BUCKETS - 1 { self.max } else { upper(i).min(self.max) });
+        HistogramValues { counts, sum: self.sum.saturating_sub(earlier.sum), max }
+    }
+
     /// Adds the values of another reading.
     pub fn merge(&mut self, other: &HistogramValues) {
         self.counts.resize(self.counts.len().max(other.counts.len()), 0);
@@ -159,6 +169,20 @@ mod tests {
         h.record(1 << 50);
         assert_eq!((h.read().count(), h.read().quantile(0.5)), (1, 1 << 50));
         assert_eq!(h.read().at_most(1 << 40), 0);
+    }
+
+    #[test]
+    fn what_came_in_between() {
+        let h = Histogram::default();
+        h.record(1_000_000);
+        let earlier = h.read();
+        assert_eq!(h.read().since(&earlier).count(), 0);
+        h.record(1_000);
+        h.record(2_000);
+        let new = h.read().since(&earlier);
+        assert_eq!((new.count(), new.sum()), (2, 3_000));
+        assert!((2_000..=2_125).contains(&new.max()) && new.quantile(0.5) <= 1_063);
+        assert_eq!(h.read().since(&HistogramValues::default()), h.read());
     }
 
     #[test]

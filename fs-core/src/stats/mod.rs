@@ -241,6 +241,25 @@ impl StatsValues {
         &self.classes[class as usize]
     }
 
+    /// What has come since an earlier reading. A checkpoint that runs is the later reading's.
+    pub fn since(&self, earlier: &StatsValues) -> StatsValues {
+        let each = |new: &[HistogramValues], old: &[HistogramValues]| {
+            new.iter().zip(old).map(|(new, old)| new.since(old)).collect()
+        };
+        let class = |(new, old): (&ClassValues, &ClassValues)| ClassValues {
+            stages: each(&new.stages, &old.stages),
+            calls: each(&new.calls, &old.calls),
+            bytes_read: new.bytes_read - old.bytes_read,
+            bytes_written: new.bytes_written - old.bytes_written,
+        };
+        StatsValues {
+            mounted_ns: self.mounted_ns,
+            classes: self.classes.iter().zip(&earlier.classes).map(class).collect(),
+            checkpoints: self.checkpoints.since(&earlier.checkpoints),
+            checkpoint_running_ns: self.checkpoint_running_ns,
+        }
+    }
+
     /// A stage, over all classes.
     pub fn stage(&self, stage: Stage) -> HistogramValues {
         self.over_all(|c| c.stage(stage))

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
         /// The live counters.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
@@ -13,7 +13,7 @@ macro_rules! counters {
         /// A reading of all counters.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct CounterValues {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])+ pub $name: u64,)*
         }
 
         impl Counters {
@@ -27,6 +27,11 @@ macro_rules! counters {
             /// Name and value of each.
             pub fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)*]
+            }
+
+            /// What each counts, in the order of [`list`](Self::list).
+            pub fn descriptions() -> Vec<&'static str> {
+                vec![$(concat!($($doc),+).trim(),)*]
             }
         }
     };

@@ -1,5 +1,7 @@
 //! How a mounted volume is doing.
 
+use blockdev::Capabilities;
+
 use super::Volume;
 use crate::stats::{SlowSync, StatsValues};
 use crate::types::{BLOCK_SIZE, Lsn};
@@ -86,6 +88,11 @@ impl Volume {
             applied: self.meta.applied_lsn(),
             checkpoint: self.stats.checkpoint_lsn(),
         }
+    }
+
+    /// What the device can do. Never blocks.
+    pub fn device_capabilities(&self) -> Capabilities {
+        self.device.capabilities()
     }
 
     /// Latencies since the mount, by stage, call and class of file.

@@ -12,7 +12,7 @@ use fs_core::format::superblock::SECOND_COPY;
 use fs_core::{BLOCK_SIZE, BlockNr};
 
 use super::protocol::{Request, Response, receive, send};
-use crate::mounts;
+use crate::mounts::{self, DbfsMount};
 
 /// Answers to a request, until the daemon has no more.
 pub struct Answers(BufReader<UnixStream>);
@@ -33,6 +33,30 @@ pub fn ask(dir: &Path, request: &Request) -> Result<Answers> {
     let shown = dir.display();
     let dir = mounts::absolute(dir).with_context(|| format!("there is no {shown}"))?;
     let Some(mount) = mounts::mounted_on(&dir)? else { bail!("no dbfs volume is mounted on {shown}") };
+    ask_daemon(&mount, request)
+}
+
+/// The volume that is mounted on `place`, or lives there; without a place the only one that is mounted.
+pub fn find(place: Option<&Path>) -> Result<DbfsMount> {
+    let Some(place) = place else {
+        let mut mounted = mounts::dbfs_mounts().context("cannot read the table of mounts")?;
+        return match (mounted.pop(), mounted.is_empty()) {
+            (Some(only), true) => Ok(only),
+            (None, _) => bail!("no dbfs volume is mounted"),
+            _ => bail!("several dbfs volumes are mounted; name one (`dbfs df` lists them)"),
+        };
+    };
+    let shown = place.display();
+    let dir = mounts::absolute(place).with_context(|| format!("there is no {shown}"))?;
+    match mounts::mounted_on(&dir)?.or_else(|| mounts::mount_of(&dir)) {
+        Some(mount) => Ok(mount),
+        None => bail!("no dbfs volume is mounted on {shown}"),
+    }
+}
+
+/// Sends `request` to the daemon of a mount.
+pub fn ask_daemon(mount: &DbfsMount, request: &Request) -> Result<Answers> {
+    let shown = mount.dir.display();
     let path = super::socket(&uuid(&mount.volume)?)?;
     let mut stream = UnixStream::connect(&path)
         .with_context(|| format!("cannot reach the daemon of {shown} on {}", path.display()))?;

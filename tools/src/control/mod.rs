@@ -6,6 +6,7 @@
 pub mod client;
 pub mod protocol;
 pub mod server;
+pub mod status;
 
 use std::path::PathBuf;
 

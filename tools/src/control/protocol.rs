@@ -6,6 +6,8 @@ use std::io::{self, BufRead, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::status::{Explained, Extent, SlowSync, Status};
+
 /// Longest line in bytes. Longer ones end the connection.
 pub const MAX_LINE: u64 = 64 << 10;
 
@@ -15,6 +17,20 @@ pub const MAX_LINE: u64 = 64 << 10;
 pub enum Request {
     /// What is mounted, and how it is.
     Status,
+    /// The status, and again and again, with the latencies in between.
+    Watch {
+        /// Milliseconds in between.
+        every_ms: u32,
+    },
+    /// The slowest recent syncs.
+    Slow,
+    /// Where a file lies.
+    Explain {
+        /// The file.
+        ino: u64,
+        /// How many extents are to be listed; all are counted.
+        extents: u64,
+    },
     /// Verify everything, reading at most `rate` MiB a second.
     Scrub {
         /// MiB a second.
@@ -26,15 +42,17 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Response {
-    /// Answer to a status request; the last line.
-    Status {
-        /// The volume's UUID.
-        uuid: String,
-        /// The running epoch.
-        epoch: u64,
-        /// Why it takes no changes any more, if it does not.
-        failure: Option<String>,
+    /// How the volume is doing; the last line, unless it was to be watched.
+    Status(Box<Status>),
+    /// The slowest recent syncs; the last line.
+    Slow {
+        /// The slowest first.
+        syncs: Vec<SlowSync>,
     },
+    /// An extent of a file.
+    Extent(Extent),
+    /// The file is explained; the last line.
+    Explained(Explained),
     /// Something that a scrub has found.
     Finding {
         /// The file.

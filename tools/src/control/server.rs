@@ -12,9 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fs_core::{ScrubStats, Volume};
+use fs_core::{FsError, Ino, ScrubStats};
 
 use super::protocol::{Request, Response, receive, send};
+use super::status::{Explained, Extent};
+use crate::observe::Observed;
 
 /// Clients at the same time.
 const MAX_CLIENTS: usize = 16;
@@ -25,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a client is told how far a scrub is.
 const PROGRESS: Duration = Duration::from_millis(500);
 
+/// How often the status may be asked for by those who watch it.
+const WATCH_MIN: Duration = Duration::from_millis(100);
+const WATCH_MAX: Duration = Duration::from_secs(3600);
+
 /// Serves a volume's socket until it is dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -34,18 +40,18 @@ pub struct Server {
 
 /// What a connection needs.
 struct Service {
-    volume: Arc<Volume>,
+    observed: Arc<Observed>,
     clients: AtomicUsize,
     ended: Arc<AtomicBool>,
 }
 
 impl Server {
-    /// Starts to serve `volume`.
-    pub fn start(volume: Arc<Volume>) -> Result<Self> {
-        let path = super::socket(&volume.superblock().uuid.to_string())?;
+    /// Starts to serve a volume.
+    pub fn start(observed: Arc<Observed>) -> Result<Self> {
+        let path = super::socket(&observed.volume.superblock().uuid.to_string())?;
         let listener = listen(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         let ended = Arc::new(AtomicBool::new(false));
-        let service = Arc::new(Service { volume, clients: AtomicUsize::new(0), ended: ended.clone() });
+        let service = Arc::new(Service { observed, clients: AtomicUsize::new(0), ended: ended.clone() });
         let accept = move || {
             for stream in listener.incoming().flatten() {
                 if service.ended.load(Ordering::SeqCst) {
@@ -66,6 +72,10 @@ impl Drop for Server {
         let _ = UnixStream::connect(&self.path);
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn error(message: &str) -> Response {
+    Response::Error { message: message.into() }
 }
 
 fn listen(path: &PathBuf) -> Result<UnixListener> {
@@ -113,18 +123,94 @@ impl Service {
         let mut from = BufReader::new(stream.try_clone()?);
         match receive::<Request>(&mut from) {
             Ok(None) => Ok(()),
-            Ok(Some(Request::Status)) => send(&mut stream, &self.status()),
+            Ok(Some(Request::Status)) => {
+                send(&mut stream, &Response::Status(Box::new(self.observed.status(None).0)))
+            }
+            Ok(Some(Request::Watch { every_ms })) => self.watch(&mut stream, every_ms),
+            Ok(Some(Request::Slow)) => {
+                send(&mut stream, &Response::Slow { syncs: self.observed.slow_syncs() })
+            }
+            Ok(Some(Request::Explain { ino, extents })) => self.explain(&mut stream, Ino(ino), extents),
             Ok(Some(Request::Scrub { rate })) => self.scrub(&mut stream, rate),
             Err(e) => send(&mut stream, &Response::Error { message: format!("not a request: {e}") }),
         }
     }
 
-    fn status(&self) -> Response {
-        Response::Status {
-            uuid: self.volume.superblock().uuid.to_string(),
-            epoch: self.volume.epoch().get(),
-            failure: self.volume.failure(),
+    /// Sends the status again and again, until the client or the volume ends.
+    fn watch(&self, stream: &mut UnixStream, every_ms: u32) -> io::Result<()> {
+        let every = Duration::from_millis(every_ms.into()).clamp(WATCH_MIN, WATCH_MAX);
+        let (mut status, mut moment) = self.observed.status(None);
+        while !self.ended.load(Ordering::SeqCst) {
+            send(stream, &Response::Status(Box::new(status)))?;
+            self.sleep(every);
+            (status, moment) = self.observed.status(Some(&moment));
         }
+        Ok(())
+    }
+
+    /// Sleeps, but not when all is to end.
+    fn sleep(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.ended.load(Ordering::SeqCst) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(WATCH_MIN));
+        }
+    }
+
+    fn explain(&self, stream: &mut UnixStream, ino: Ino, extents: u64) -> io::Result<()> {
+        let volume = &self.observed.volume;
+        let mut left = extents;
+        let mut failed = None;
+        let explained = volume.explain(ino, &mut |extent| {
+            if self.ended.load(Ordering::SeqCst) {
+                return ControlFlow::Break(());
+            }
+            if left == 0 {
+                return ControlFlow::Continue(());
+            }
+            left -= 1;
+            let line = Extent {
+                offset: extent.offset,
+                physical: extent.blocks.start.offset(),
+                length: extent.blocks.bytes() as u64,
+                encoding: "plain".into(),
+                unwritten: extent.unwritten,
+            };
+            match send(&mut *stream, &Response::Extent(line)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    failed = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        let last = match explained {
+            Ok(e) => Response::Explained(Explained {
+                size: e.size,
+                class: e.class.map_or("other", |c| c.name()).into(),
+                opens: e.opens,
+                page_bytes: volume.page_size().bytes() as u64,
+                extents: e.extents,
+                adjacent: e.adjacent,
+                written_bytes: e.written_bytes,
+                unwritten_bytes: e.unwritten_bytes,
+                mapped_pages: e.mapped_pages,
+                cached_pages: e.cached_pages,
+                dirty_pages: e.dirty_pages,
+                journal_only_pages: e.journal_only_pages,
+            }),
+            Err(FsError::Posix(libc::EINVAL)) => error("it is not a regular file"),
+            Err(FsError::Posix(libc::ESTALE)) => error("there is no such file any more"),
+            Err(FsError::Posix(libc::ECANCELED)) => error("the volume is being unmounted"),
+            Err(e) => error(&e.to_string()),
+        };
+        send(stream, &last)
     }
 
     fn scrub(&self, stream: &mut UnixStream, rate: u32) -> io::Result<()> {
@@ -151,7 +237,7 @@ impl Service {
             // A client that is gone is noticed with the next progress.
             let _ = send(&mut findings, &response);
         };
-        let last = match self.volume.scrub(&mut pace, &mut found) {
+        let last = match self.observed.volume.scrub(&mut pace, &mut found) {
             Ok(s) => Response::Scrubbed {
                 nodes: s.nodes,
                 pages: s.pages,
