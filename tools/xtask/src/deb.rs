@@ -103,6 +103,8 @@ fn lay_out(root: &Path, program: &Path) -> Result<()> {
     generate(program, "fish", &place(root, "usr/share/fish/vendor_completions.d")?)?;
     let units = place(root, "usr/lib/systemd/system")?;
     install("tools/package/dbfs@.service", &units.join("dbfs@.service"), 0o644)?;
+    let data = place(root, "usr/share/dbfs")?;
+    install("tools/package/grafana-dashboard.json", &data.join("grafana-dashboard.json"), 0o644)?;
     let doc = place(root, "usr/share/doc/dbfs")?;
     install("tools/package/copyright", &doc.join("copyright"), 0o644)?;
     for text in ["README.md", "LICENSE-MIT", "docs/OPERATIONS.md", "docs/SEMANTICS.md"] {

@@ -55,7 +55,8 @@ const CHECKS: [(&str, &str); 9] = [
     (
         "manual pages, completions and units are in place",
         "for f in man/man8/mount.dbfs.8.gz man/man8/dbfs-mkfs.8.gz bash-completion/completions/dbfs \
-         zsh/vendor-completions/_dbfs fish/vendor_completions.d/dbfs.fish doc/dbfs/copyright doc/dbfs/OPERATIONS.md; \
+         zsh/vendor-completions/_dbfs fish/vendor_completions.d/dbfs.fish doc/dbfs/copyright doc/dbfs/OPERATIONS.md \
+         dbfs/grafana-dashboard.json; \
          do test -s /usr/share/$f || exit 1; done && test -s /usr/lib/systemd/system/dbfs@.service && dpkg -V dbfs",
     ),
 ];
