@@ -1,6 +1,7 @@
 //! Golden images: volumes made by each released version of the format, kept for ever, opened by
 //! every version of the code.
 
+mod attributes;
 mod image;
 mod workload;
 
@@ -12,8 +13,20 @@ use dbfs_fs_core::fsck::{CheckOptions, Report, check};
 use dbfs_fs_core::{MountOptions, Volume};
 use workload::FixedEnv;
 
-/// The images: name and page size.
-const IMAGES: [(&str, u32); 2] = [("v1-16k", 16384), ("v1-4k", 4096)];
+/// An image, and how it was made.
+#[derive(Clone, Copy)]
+struct Golden {
+    name: &'static str,
+    page_size: u32,
+    make: fn(u64, u32) -> RamDevice,
+    verify: fn(&Volume, u32),
+}
+
+const IMAGES: [Golden; 3] = [
+    Golden { name: "v1-16k", page_size: 16384, make: workload::make, verify: workload::verify },
+    Golden { name: "v1-4k", page_size: 4096, make: workload::make, verify: workload::verify },
+    Golden { name: "v1-8k-attributes", page_size: 8192, make: attributes::make, verify: attributes::verify },
+];
 
 const SIZE: u64 = 64 << 20;
 
@@ -33,7 +46,7 @@ fn clean(device: &Arc<dyn BlockDevice>) -> Report {
 
 #[test]
 fn images_of_all_versions_are_read() {
-    for (name, page_size) in IMAGES {
+    for Golden { name, page_size, verify, .. } in IMAGES {
         let ram = RamDevice::new(SIZE, 512);
         image::unpack(&std::fs::read(path(name)).unwrap(), &ram);
         let device: Arc<dyn BlockDevice> = Arc::new(ram);
@@ -43,25 +56,25 @@ fn images_of_all_versions_are_read() {
         assert_eq!((report.stats.orphans, report.stats.inline_pages), (1, 1), "{name}");
         assert!(report.stats.records > 1 && report.stats.height > 0, "{name}");
         let v = mount(&device);
-        workload::verify(&v, page_size);
+        verify(&v, page_size);
         v.shutdown().unwrap();
         assert_eq!(clean(&device).stats.orphans, 0, "{name}");
-        workload::verify(&mount(&device), page_size);
+        verify(&mount(&device), page_size);
     }
 }
 
 /// Today's code makes a volume with the same content; the bytes may differ.
 #[test]
 fn the_recipe_still_works() {
-    for (_, page_size) in IMAGES {
-        let ram = workload::make(SIZE, page_size);
+    for Golden { page_size, make, verify, .. } in IMAGES {
+        let ram = make(SIZE, page_size);
         let copy = RamDevice::new(SIZE, 512);
         let packed = image::pack(&ram, SIZE);
         image::unpack(&packed, &copy);
         assert_eq!(image::pack(&copy, SIZE), packed, "packing loses nothing");
         let device: Arc<dyn BlockDevice> = Arc::new(copy);
         clean(&device);
-        workload::verify(&mount(&device), page_size);
+        verify(&mount(&device), page_size);
     }
 }
 
@@ -70,9 +83,9 @@ fn the_recipe_still_works() {
 #[test]
 #[ignore = "writes into the source tree; run once for each new version of the format"]
 fn make_missing_images() {
-    for (name, page_size) in IMAGES {
+    for Golden { name, page_size, make, .. } in IMAGES {
         if !path(name).exists() {
-            std::fs::write(path(name), image::pack(&workload::make(SIZE, page_size), SIZE)).unwrap();
+            std::fs::write(path(name), image::pack(&make(SIZE, page_size), SIZE)).unwrap();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is on the golden images.
+//! The recipe of the first golden images.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +9,10 @@ use dbfs_fs_core::env::Env;
 use dbfs_fs_core::{FormatOptions, Ino, PageSize, Volume};
 
 const OWNER: Owner = Owner::new(1000, 100);
-const DIRECT: IoFlags = IoFlags { direct: true, dsync: false, sync: false, kill_priv: false };
-const SYNC: IoFlags = IoFlags { direct: false, dsync: true, sync: false, kill_priv: false };
+/// Straight to the device.
+pub const DIRECT: IoFlags = IoFlags { direct: true, dsync: false, sync: false, kill_priv: false };
+/// Into the journal.
+pub const SYNC: IoFlags = IoFlags { direct: false, dsync: true, sync: false, kill_priv: false };
 const MANY: u64 = 40;
 
 /// Time that passes a second a look, and numbers that are no secret.
@@ -44,7 +46,7 @@ fn long_target() -> Vec<u8> {
 }
 
 /// Content of a page: its number at its start and end.
-fn page(number: u64, page_size: usize) -> Vec<u8> {
+pub fn page(number: u64, page_size: usize) -> Vec<u8> {
     let mut out = vec![0; page_size];
     out[..8].copy_from_slice(&(number + 1).to_le_bytes());
     out[page_size - 8..].copy_from_slice(&(!number).to_le_bytes());
@@ -116,18 +118,21 @@ fn second_epoch(v: &Volume, page_size: usize) {
     v.commit().unwrap();
 }
 
-fn find(v: &Volume, path: &[&[u8]]) -> Attr {
+/// Where a path leads.
+pub fn find(v: &Volume, path: &[&[u8]]) -> Attr {
     path.iter().fold(v.getattr(Ino::ROOT).unwrap(), |at, name| v.lookup(at.ino, name).unwrap())
 }
 
-fn content(v: &Volume, ino: Ino, at: u64, len: usize) -> Vec<u8> {
+/// Bytes of a file.
+pub fn content(v: &Volume, ino: Ino, at: u64, len: usize) -> Vec<u8> {
     let mut buf = vec![0xee; len];
     let n = v.read(ino, at, &mut buf, IoFlags::default()).unwrap();
     buf.truncate(n);
     buf
 }
 
-fn names(v: &Volume, dir: Ino) -> usize {
+/// Entries of a directory, with the two that each has.
+pub fn names(v: &Volume, dir: Ino) -> usize {
     let mut count = 0;
     v.readdir(dir, 0, &mut |_| {
         count += 1;
