@@ -98,6 +98,19 @@ pub(super) fn check_slots(
     notes
 }
 
+/// Blocks of valid root slots that [`check_slots`] finds in a wrong place.
+pub(crate) fn misplaced_slots(device: &dyn BlockDevice, sb: &Superblock) -> Result<Vec<BlockNr>> {
+    let (mut out, mut rows) = (Vec::new(), BTreeMap::<u64, RootSlot>::new());
+    for_each_slot(device, sb, &mut |FoundSlot { row, index, block, content }| {
+        let Ok(Some(slot)) = content else { return };
+        if misplaced(&slot, sb, row, index, rows.get(&row)).is_some() {
+            out.push(block);
+        }
+        rows.insert(row, slot);
+    })?;
+    Ok(out)
+}
+
 fn misplaced(
     slot: &RootSlot,
     sb: &Superblock,

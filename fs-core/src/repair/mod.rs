@@ -39,7 +39,7 @@ pub use report::{Action, Class, Damaged, MAX_LISTED, RepairReport};
 use crate::env::Env;
 use crate::error::{FsError, Result};
 use crate::format::Superblock;
-use crate::fsck::{BlockSet, CheckOptions, check_and_name, read_copy};
+use crate::fsck::{BlockSet, CheckOptions, check_and_name, misplaced_slots, read_copy};
 use crate::types::{BlockNr, BlockRun, Epoch, Ino, NODE_BLOCKS};
 use crate::volume::{Draining, read_superblock, wait_all};
 use fix::Fix;
@@ -91,7 +91,8 @@ pub struct Plan {
     blocks: Vec<(BlockNr, AlignedBuf)>,
     /// The root's two slots, in the order in which they are written.
     slots: Vec<(BlockNr, AlignedBuf)>,
-    superblocks: Vec<(BlockNr, AlignedBuf)>,
+    /// What follows when the new root is there: superblocks, and root slots that have no business where they are.
+    rest: Vec<(BlockNr, AlignedBuf)>,
 }
 
 /// Works out how to repair the volume on `device`, and checks that the result would be good. Reads
@@ -113,10 +114,11 @@ fn plan_on(shadow: &Arc<Shadow>, options: &RepairOptions<'_>, env: &dyn Env) -> 
     let progress = Progress(options.progress);
     let view: Arc<dyn BlockDevice> = shadow.clone();
     let mut log = Log::default();
-    let superblocks = bad_superblocks(shadow.as_ref(), &sb, &mut log);
+    let mut rest = bad_superblocks(shadow.as_ref(), &sb, &mut log);
     let state = state::find(shadow, &sb, options.data, &progress, &mut log)?;
     shadow.refuse_unreadable()?;
     let slots = rebuild(&view, &sb, &state, options, env, &progress, &mut log)?;
+    let misplaced = empty_misplaced(view.as_ref(), &sb, &mut log)?;
     shadow.refuse_unreadable()?;
     progress.show("checking the repaired volume", 0, 1);
     let inodes: Vec<Ino> = log.inodes().into_iter().map(Ino).collect();
@@ -126,9 +128,11 @@ fn plan_on(shadow: &Arc<Shadow>, options: &RepairOptions<'_>, env: &dyn Env) -> 
     let rebuilt =
         |at: &BlockNr| state.rebuilt.iter().any(|n| (n.0..n.0 + u64::from(NODE_BLOCKS)).contains(&at.0));
     let written = shadow.take().into_iter().filter(|(at, _)| !rebuilt(at));
-    let (slots, blocks): (Vec<_>, Vec<_>) = written.partition(|(at, _)| slots.contains(at));
-    report.bytes = (blocks.len() + slots.len() + superblocks.len()) as u64 * crate::BLOCK_SIZE as u64;
-    Ok(Plan { report, blocks, slots, superblocks })
+    let (emptied, written): (Vec<_>, Vec<_>) = written.partition(|(at, _)| misplaced.contains(at));
+    rest.extend(emptied);
+    let (slots, blocks): (Vec<_>, Vec<_>) = written.into_iter().partition(|(at, _)| slots.contains(at));
+    report.bytes = (blocks.len() + slots.len() + rest.len()) as u64 * crate::BLOCK_SIZE as u64;
+    Ok(Plan { report, blocks, slots, rest })
 }
 
 /// The device has nodes or records of an epoch later than that of the root that counts: the root of
@@ -172,7 +176,7 @@ impl Plan {
             device.write_at(at.offset(), buf, false, IoClass::Log)?;
             device.flush()?;
         }
-        for (at, buf) in self.superblocks {
+        for (at, buf) in self.rest {
             device.write_at(at.offset(), buf, false, IoClass::Log)?;
         }
         device.flush()?;
@@ -209,6 +213,19 @@ fn bad_superblocks(device: &dyn BlockDevice, sb: &Superblock, log: &mut Log) -> 
         }
     }
     bad
+}
+
+/// Empties, on the shadow, valid root slots in places where no epoch writes them: the new root leads to all that they
+/// could. Gives their blocks.
+fn empty_misplaced(view: &dyn BlockDevice, sb: &Superblock, log: &mut Log) -> Result<Vec<BlockNr>> {
+    let misplaced = misplaced_slots(view, sb)?;
+    for at in &misplaced {
+        log.act(Class::Root, None, || {
+            format!("the root slot at block {at} does not belong there; it is emptied")
+        });
+        view.write_at(at.offset(), AlignedBuf::zeroed(crate::BLOCK_SIZE), false, IoClass::Log)?;
+    }
+    Ok(misplaced)
 }
 
 /// Makes the repaired volume on the shadow. Gives the places of its root.
@@ -284,9 +301,13 @@ fn name_bad_pages(sb: &Superblock, facility: &gather::Facility, log: &mut Log) {
 }
 
 /// The epoch that a repair writes: later than all that was seen, and not before a row that would look
-/// like that of an epoch whose roots were lost.
+/// like that of an epoch whose roots were lost. If there is one, its own row has no damage: a slot that the
+/// repair leaves torn beside it would look like that, too, and no ticket says that nothing was served.
 fn epoch_after(seen: Epoch, sb: &Superblock, damage: &Damage) -> Epoch {
     let rows = u64::from(sb.slot_rows);
     let first = seen.0 + 1;
-    Epoch((first..first + rows).find(|e| !damage.looks_lost((e + 1) % rows)).unwrap_or(first))
+    let fits = |e: &u64| !damage.looks_lost((e + 1) % rows);
+    let mut epochs = (first..first + rows).filter(fits);
+    let any = epochs.clone().next().unwrap_or(first);
+    Epoch(epochs.find(|e| !damage.is_at(e % rows)).unwrap_or(any))
 }

@@ -18,7 +18,7 @@ use crate::format::{
 };
 use crate::fsck::{BlockSet, FoundSlot, Item, for_each_slot};
 use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, Epoch, Ino, Lsn, NODE_BLOCKS};
-use crate::volume::{Recovered, best_slot, check_slot, tree_root};
+use crate::volume::{Recovered, best_slot, check_slot, has_served, tree_root};
 
 /// Roots that are tried.
 const MAX_ROOTS: usize = 4;
@@ -68,6 +68,11 @@ impl Damage {
         let slots = (0..2).filter(|i| self.slots.contains(&(row * 2 + i))).count();
         slots == 2 || (slots == 1 && self.tickets.contains(&row))
     }
+
+    /// Something in the row is damaged.
+    pub(super) fn is_at(&self, row: u64) -> bool {
+        self.tickets.contains(&row) || self.slots.iter().any(|slot| slot / 2 == row)
+    }
 }
 
 fn read_slots(device: &dyn BlockDevice, sb: &Superblock) -> Result<Slots> {
@@ -78,9 +83,10 @@ fn read_slots(device: &dyn BlockDevice, sb: &Superblock) -> Result<Slots> {
     for_each_slot(device, sb, &mut |found: FoundSlot| match found.content {
         Ok(Some(slot)) if check_slot(&slot, sb).is_ok() => {
             epoch = epoch.max(slot.epoch);
-            // Another claimant of the same epoch has won.
+            // Another claimant of the same epoch has won. One that loses writes nothing behind its claim.
             let lost = |t: &Ticket| t.epoch == slot.epoch && t.complete && t.claim != slot.claim;
-            if !tickets.iter().any(lost) {
+            let idle = || slot.seq == 0 && matches!(has_served(device, sb, &slot), Ok(false));
+            if !(tickets.iter().any(lost) && idle()) {
                 valid.push(slot);
             }
         }

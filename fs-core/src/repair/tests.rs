@@ -8,10 +8,10 @@ use super::{Class, RepairOptions, RepairReport, plan};
 use crate::api::{FileType, FsOps, IoFlags};
 use crate::env::SystemEnv;
 use crate::format::dirent::NameEntry;
-use crate::format::{Change, ItemKind, Key, Superblock};
+use crate::format::{Change, ItemKind, Key, RootSlot, Superblock};
 use crate::fsck::tests::rig::{Rig, edit_slot, flip, write};
 use crate::fsck::{CheckOptions, ProblemKind, check};
-use crate::types::{BLOCK_SIZE, BlockNr, Ino};
+use crate::types::{BLOCK_SIZE, BlockNr, Epoch, Ino};
 use crate::volume::{MountOptions, Volume, recover};
 
 fn is_clean(device: &Arc<dyn BlockDevice>) -> bool {
@@ -191,4 +191,38 @@ fn an_incomplete_attribute_goes_and_others_stay() {
     let v = mounted(&ram);
     assert_eq!(v.getxattr(rig.file, b"user.short").unwrap(), b"x");
     assert!(v.getxattr(rig.file, b"user.long").is_err());
+}
+
+#[test]
+fn a_root_slot_in_a_wrong_place_is_emptied() {
+    let rig = Rig::new();
+    let (ram, report) = repaired(&rig, |device| {
+        let (sb, _) = crate::volume::read_superblock(device.as_ref()).unwrap();
+        let (slot, _) = crate::volume::best_slot(device.as_ref(), &sb).unwrap();
+        let other = RootSlot::address(sb.slots_start, sb.slot_rows, Epoch(slot.epoch.0 + 3), 1);
+        write(device, other, &slot.encode(&sb.uuid, other).unwrap());
+        assert!(!is_clean(device));
+    });
+    assert_eq!(report.classes().keys().collect::<Vec<_>>(), [&Class::Root]);
+    assert_eq!(report.damaged, Vec::new());
+    assert_whole(&rig, &ram);
+}
+
+/// A ticket is damaged in the row that the repair would take, and the power goes while it writes its first root slot. Nothing
+/// tells then that this epoch has served nothing: so the repair takes another row.
+#[test]
+fn a_torn_root_beside_a_damaged_ticket_does_not_look_like_a_lost_one() {
+    let rig = Rig::new();
+    rig.v.commit().unwrap();
+    let ram = rig.ram.snapshot();
+    let device: Arc<dyn BlockDevice> = Arc::new(ram.clone());
+    let (sb, _) = crate::volume::read_superblock(device.as_ref()).unwrap();
+    let (slot, _) = crate::volume::best_slot(device.as_ref(), &sb).unwrap();
+    let ticket = crate::format::Ticket::address(sb.slots_start, sb.slot_rows, Epoch(slot.epoch.0 + 1));
+    write(&device, ticket, &[9; BLOCK_SIZE]);
+    drop(mounted(&ram.snapshot()));
+    let planned = plan(&device, &RepairOptions { data: true, progress: None }, &SystemEnv).unwrap();
+    let (first, _) = planned.slots[0];
+    write(&device, first, &[9; BLOCK_SIZE]);
+    assert_whole(&rig, &ram);
 }

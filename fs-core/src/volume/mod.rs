@@ -52,7 +52,7 @@ pub(crate) use mount::{tree_root, tree_state};
 pub(crate) use patches::Patches;
 pub(crate) use recover::{Recovered, UnprovenData, check_change, read_superblock, recover, recover_from};
 pub use scrub::{Pace, ScrubFinding, ScrubStats};
-pub(crate) use slots::{Rows, best_slot, check_slot};
+pub(crate) use slots::{Rows, best_slot, check_slot, has_served};
 pub use status::{CacheStatus, JournalStatus, VolumeStatus};
 
 use crate::cache::PageCache;

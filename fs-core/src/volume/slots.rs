@@ -225,7 +225,7 @@ fn counts(device: &dyn BlockDevice, sb: &Superblock, slot: &RootSlot, ticket: Fo
 
 /// The epoch of a claim whose ticket is not complete has written its first record: it had completed
 /// the ticket before, and that write was lost.
-fn has_served(device: &dyn BlockDevice, sb: &Superblock, claim: &RootSlot) -> Result<bool> {
+pub(crate) fn has_served(device: &dyn BlockDevice, sb: &Superblock, claim: &RootSlot) -> Result<bool> {
     let Some(part) = claim.journal.last() else { return Ok(false) };
     let first = part.segments.get(part.start.segment as usize).copied().unwrap_or_default();
     let at = BlockNr(first.0.saturating_add(part.start.block.into()));
