@@ -24,6 +24,7 @@ fn damaged_volumes_are_repaired() {
     let count = |f: &dyn Fn(&Outcome) -> bool| outcomes.iter().filter(|o| f(o)).count();
     assert!(count(&|o| o.repaired) > 40, "{outcomes:?}");
     assert!(count(&|o| o.cuts > 0) > 5);
+    assert!(count(&|o| o.tickets_only) > 5, "{outcomes:?}");
     // Most damage to single nodes loses nothing.
     assert!(count(&|o| o.repaired && o.named == 0) > 10, "{outcomes:?}");
 }

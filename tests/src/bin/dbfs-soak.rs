@@ -42,6 +42,18 @@ struct Args {
     /// Instead of histories: damaged and forged images
     #[arg(long)]
     images: bool,
+    /// Instead of histories: each byte of metadata flipped in turn, from number --from up to --to, and repaired
+    #[arg(long, conflicts_with = "images")]
+    every_byte: bool,
+    /// See --every-byte
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// See --every-byte [default: one round]
+    #[arg(long)]
+    to: Option<u64>,
+    /// Print how many bytes --every-byte has
+    #[arg(long)]
+    count_bytes: bool,
     /// Instead of histories: damaged volumes, repaired
     #[arg(long, conflicts_with = "images")]
     repairs: bool,
@@ -71,6 +83,11 @@ fn main() -> std::process::ExitCode {
         (Some(seed), ..) => replay(seed, &args),
         (_, Some(image), _) => run_image(image),
         (_, _, Some(dir)) => write_corpus(dir),
+        _ if args.count_bytes => {
+            println!("{}", drive::bytes_in_all());
+            true
+        }
+        _ if args.every_byte => every_byte(args.from, args.to.unwrap_or(args.from + drive::bytes_in_all())),
         _ if args.images => drive::soak(args.seed, Instant::now() + minutes(&args)) == 0,
         _ if args.repairs => soak_repairs(&args),
         _ => soak(&args),
@@ -97,6 +114,16 @@ fn soak_repairs(args: &Args) -> bool {
     }
     println!("{} damaged volumes", seed - args.seed);
     fine
+}
+
+/// Prints what became of the images in a form for programs, see `cargo xtask soak bytes`.
+fn every_byte(from: u64, to: u64) -> bool {
+    let (counts, failed) = drive::every_byte(from, to);
+    let drive::Counts { cases, refused, errors, reported, repaired } = counts;
+    println!(
+        "COUNTS cases={cases} refused={refused} errors={errors} reported={reported} repaired={repaired} failed={failed}"
+    );
+    failed == 0
 }
 
 fn run_image(image: &str) -> bool {

@@ -6,6 +6,7 @@ use blockdev::RamDevice;
 use fs_core::api::{Fallocate, FileType, FsOps, IoFlags, Owner, RenameFlags, SetAttr, XattrFlags};
 use fs_core::{FormatOptions, Ino, MountOptions, PageSize, Volume};
 
+use super::deepen::deepen;
 use super::layout::Layout;
 use super::probe::{Content, read_all};
 use crate::clock::Clock;
@@ -55,7 +56,8 @@ pub fn mount(device: &RamDevice, read_only: bool, seed: u64) -> fs_core::Result<
     Volume::mount(Arc::new(device.clone()), options(read_only), Arc::new(Clock::new(seed)))
 }
 
-/// Builds the volume. `deep`: its tree has at least three levels. Always the same for a seed.
+/// Builds the volume, with a tree of three levels. `deep`: it has become so by itself, with hundreds of nodes; else the tree has
+/// few, so that each byte of it can have a turn ([`deepen`]). Always the same for a seed.
 pub fn build(seed: u64, deep: bool) -> Aged {
     let device = RamDevice::new(SIZE, 4096);
     let mut older = vec![];
@@ -86,6 +88,9 @@ pub fn build(seed: u64, deep: bool) -> Aged {
     (0..3).for_each(|_| v.publish_durable().expect("publish"));
     drop(v);
     let image = device.snapshot();
+    if !deep {
+        deepen(&image, &Layout::of(&image));
+    }
     let layout = Layout::of(&image);
     let want = read_all(&image).expect("the volume can be read");
     Aged { image, older, want, layout }

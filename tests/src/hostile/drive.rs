@@ -1,5 +1,6 @@
 //! Runs many cases, each replayable from its number, under a watchdog.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -7,8 +8,9 @@ use std::time::{Duration, Instant};
 use super::aged::{Aged, build};
 use super::damage::{damage, flip, metadata_bytes};
 use super::forge::forge;
+use super::forge_items::forge_items;
 use super::memory::peak_of;
-use super::mend::mend;
+use super::mend::{Mended, mend};
 use super::probe::{Outcome, probe};
 use super::script::{Script, random};
 use super::targets::{self, corpus, mutated};
@@ -26,7 +28,7 @@ pub enum Mode {
     Damage,
     /// The same on a volume with a deep tree.
     DeepDamage,
-    /// One byte of metadata after the other; the number is the byte's.
+    /// One byte of metadata after the other, damaged and repaired; the number, modulo that of all bytes, is the byte's.
     EveryByte,
     /// Changes with right checksums.
     Forge,
@@ -36,6 +38,8 @@ pub enum Mode {
     Repair,
     /// Changes with right checksums, repaired.
     RepairForged,
+    /// Well-formed items that do not agree with the others, mounted as they are, and repaired.
+    Items,
 }
 
 impl Mode {
@@ -49,11 +53,12 @@ impl Mode {
             Mode::Bytes => "bytes",
             Mode::Repair => "repair",
             Mode::RepairForged => "repair-forged",
+            Mode::Items => "items",
         }
     }
 
     /// All of them.
-    pub const ALL: [Mode; 7] = [
+    pub const ALL: [Mode; 8] = [
         Mode::Damage,
         Mode::DeepDamage,
         Mode::EveryByte,
@@ -61,6 +66,7 @@ impl Mode {
         Mode::Bytes,
         Mode::Repair,
         Mode::RepairForged,
+        Mode::Items,
     ];
 
     /// The mode of this name.
@@ -86,23 +92,42 @@ pub fn case(mode: Mode, seed: u64) -> Result<Option<Outcome>, String> {
     let _watched = Watched::new(mode, seed);
     let bytes = random(seed);
     let mut script = Script::new(&bytes);
+    let mut touched = HashSet::new();
     let (image, what, want) = match mode {
         Mode::Damage | Mode::Repair => with_want(damage(small(), &mut script), small()),
         Mode::DeepDamage => with_want(damage(deep(), &mut script), deep()),
-        Mode::EveryByte => match flip(small(), seed, (seed % 255) as u8 + 1) {
-            Some(damaged) => with_want(damaged, small()),
-            None => return Ok(None),
-        },
+        Mode::EveryByte => {
+            // Another round over the same bytes flips other bits of them.
+            let mask = 1 + crate::rng::Rng::new(seed).below(255) as u8;
+            match flip(small(), seed % bytes_in_all(), mask) {
+                Some(damaged) => with_want(damaged, small()),
+                None => return Ok(None),
+            }
+        }
         Mode::Bytes => return bytes_case(seed).map(|()| Some(Outcome::default())),
         Mode::Forge | Mode::RepairForged => {
             let (image, what) = forge(small(), &mut script);
             (image, what, None)
         }
+        Mode::Items => {
+            let (image, what, inodes) = forge_items(small(), &mut script);
+            touched = inodes;
+            (image, what, Some(&small().want))
+        }
     };
     let (outcome, peak) = peak_of(|| match mode {
-        Mode::Repair | Mode::RepairForged => {
-            mend(&image, want).map(|done| Outcome { reported: done, refused: !done, errors: false })
-        }
+        Mode::Repair | Mode::RepairForged => mend(&image, want, &touched).map(|mended| {
+            let repaired = mended == Mended::Repaired;
+            Outcome { refused: !repaired, repaired, ..Outcome::default() }
+        }),
+        // Here nothing is so wrong that it could not be repaired.
+        Mode::EveryByte => probe(&image, want).and_then(|outcome| match outcome.reported {
+            true => must_mend(&image, want, &touched).map(|()| Outcome { repaired: true, ..outcome }),
+            false => Ok(outcome),
+        }),
+        Mode::Items => probe(&image, None).and_then(|outcome| {
+            must_mend(&image, want, &touched).map(|()| Outcome { repaired: true, ..outcome })
+        }),
         _ => probe(&image, want),
     });
     let outcome = outcome.map_err(|e| format!("{what}: {e}"))?;
@@ -110,6 +135,17 @@ pub fn case(mode: Mode, seed: u64) -> Result<Option<Outcome>, String> {
         return Err(format!("{what}: it took {} MiB of memory", peak >> 20));
     }
     Ok(Some(outcome))
+}
+
+fn must_mend(
+    image: &blockdev::RamDevice,
+    want: Option<&super::probe::Content>,
+    touched: &HashSet<u64>,
+) -> Result<(), String> {
+    match mend(image, want, touched)? {
+        Mended::Repaired => Ok(()),
+        Mended::Refused(why) => Err(format!("it cannot be repaired: {why}")),
+    }
 }
 
 fn bytes_case(seed: u64) -> Result<(), String> {
@@ -136,6 +172,8 @@ pub struct Counts {
     pub errors: u64,
     /// Volumes that fsck complained of.
     pub reported: u64,
+    /// Those of them that were repaired, if that was tried.
+    pub repaired: u64,
 }
 
 impl Counts {
@@ -145,6 +183,7 @@ impl Counts {
         self.refused += u64::from(outcome.refused);
         self.errors += u64::from(outcome.errors);
         self.reported += u64::from(outcome.reported);
+        self.repaired += u64::from(outcome.repaired);
     }
 }
 
@@ -155,7 +194,7 @@ pub fn soak(seed: u64, until: Instant) -> u64 {
     std::panic::set_hook(Box::new(|_| {}));
     let mut failed = 0;
     let mut counts = Counts::default();
-    let mut byte = crate::rng::Rng::new(seed).below(metadata_bytes(small()));
+    let mut byte = crate::rng::Rng::new(seed).below(bytes_in_all());
     for n in 0.. {
         if Instant::now() >= until {
             break;
@@ -165,12 +204,13 @@ pub fn soak(seed: u64, until: Instant) -> u64 {
             2 | 3 => (Mode::Damage, seed.wrapping_add(n)),
             4 if n % 64 == 4 => (Mode::DeepDamage, seed.wrapping_add(n)),
             4 => (Mode::Bytes, seed.wrapping_add(n)),
-            5 => (Mode::Repair, seed.wrapping_add(n)),
+            5 if n % 16 == 5 => (Mode::Repair, seed.wrapping_add(n)),
+            5 => (Mode::RepairForged, seed.wrapping_add(n)),
+            6 => (Mode::Items, seed.wrapping_add(n)),
             _ => (Mode::Forge, seed.wrapping_add(n)),
         };
         match case(mode, number) {
-            Ok(Some(outcome)) => counts.add(outcome),
-            Ok(None) => byte = 0,
+            Ok(outcome) => counts.add(outcome.unwrap_or_default()),
             Err(e) => {
                 failed += 1;
                 println!("{}", failure_line(mode, number, &e));
@@ -178,8 +218,31 @@ pub fn soak(seed: u64, until: Instant) -> u64 {
         }
         byte += u64::from(mode == Mode::EveryByte);
     }
-    println!("{counts:?}, of {} bytes of metadata the next one is {byte}", metadata_bytes(small()));
+    println!("{counts:?}, of {} bytes of metadata the next one is {byte}", bytes_in_all());
     failed
+}
+
+/// Runs the cases of [`Mode::EveryByte`] from `from` up to `to`, and prints a line for each that fails. The counts, and how
+/// many failed.
+pub fn every_byte(from: u64, to: u64) -> (Counts, u64) {
+    std::panic::set_hook(Box::new(|_| {}));
+    let (mut counts, mut failed) = (Counts::default(), 0);
+    for number in from..to {
+        match case(Mode::EveryByte, number) {
+            Ok(outcome) => counts.add(outcome.unwrap_or_default()),
+            Err(e) => {
+                failed += 1;
+                println!("{}", failure_line(Mode::EveryByte, number, &e));
+            }
+        }
+    }
+    (counts, failed)
+}
+
+/// Cases of [`Mode::EveryByte`] in one round.
+pub fn bytes_in_all() -> u64 {
+    static BYTES: OnceLock<u64> = OnceLock::new();
+    *BYTES.get_or_init(|| metadata_bytes(small()))
 }
 
 /// One line that says what failed and how to repeat it.

@@ -40,10 +40,10 @@ pub fn forge(aged: &Aged, script: &mut Script<'_>) -> (RamDevice, String) {
     (forger.device, forger.done.join("; "))
 }
 
-struct Forger<'a> {
-    aged: &'a Aged,
-    device: RamDevice,
-    done: Vec<String>,
+pub(super) struct Forger<'a> {
+    pub(super) aged: &'a Aged,
+    pub(super) device: RamDevice,
+    pub(super) done: Vec<String>,
 }
 
 /// Puts the CRC32C of `bytes`, taken with its own field as zero, at `at`.
@@ -59,7 +59,7 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 /// Numbers that are likely to be on a border.
-fn number(aged: &Aged, script: &mut Script<'_>) -> u64 {
+pub(super) fn number(aged: &Aged, script: &mut Script<'_>) -> u64 {
     let total = aged.layout.slot.total_blocks;
     match script.below(6) {
         0 => script.byte().into(),
@@ -104,7 +104,7 @@ fn edit(aged: &Aged, bytes: &mut [u8], from: usize, to: usize, script: &mut Scri
 }
 
 impl Forger<'_> {
-    fn note(&mut self, what: &str, how: String) {
+    pub(super) fn note(&mut self, what: &str, how: String) {
         self.done.push(format!("{what}: {how}"));
     }
 
@@ -126,7 +126,7 @@ impl Forger<'_> {
         let row = layout.row(layout.slot.epoch);
         let mut bytes = self.newest_slot();
         let how = edit(self.aged, &mut bytes, 40, 600, script);
-        self.put_slots(row, bytes);
+        self.put_slots(&row, bytes);
         self.note("root slots", how);
     }
 
@@ -136,8 +136,14 @@ impl Forger<'_> {
         read(&self.device, row[(slot.seq % 2) as usize].offset(), BLOCK)
     }
 
-    fn put_slots(&self, row: [BlockNr; 2], mut bytes: Vec<u8>) {
-        for own in row {
+    /// Puts the newest root where it was.
+    fn put_root(&self, root: Vec<u8>) {
+        let slot = &self.aged.layout.slot;
+        self.put_slots(&self.aged.layout.row(slot.epoch)[(slot.seq % 2) as usize..][..1], root);
+    }
+
+    fn put_slots(&self, places: &[BlockNr], mut bytes: Vec<u8>) {
+        for own in places {
             bytes[32..40].copy_from_slice(&own.0.to_le_bytes());
             seal(&mut bytes, 12);
             write(&self.device, own.offset(), &bytes);
@@ -254,14 +260,14 @@ impl Forger<'_> {
         write(&self.device, run.start.offset(), &bytes);
         let mut root = self.newest_slot();
         root[SLOT_PENDING_CRC..SLOT_PENDING_CRC + 4].copy_from_slice(&crc(&bytes[..len]).to_le_bytes());
-        self.put_slots(self.aged.layout.row(slot.epoch), root);
+        self.put_root(root);
         self.note("pending list", how);
     }
 
     /// Changes a node and the checksums on the way to it.
     fn node(&mut self, script: &mut Script<'_>) {
         let nodes = &self.aged.layout.nodes;
-        let mut at = script.below(nodes.len());
+        let at = script.below(nodes.len());
         let mut bytes = read(&self.device, nodes[at].addr.offset(), NODE_SIZE);
         let count = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
         let (from, to) = if nodes[at].level > 0 {
@@ -272,6 +278,12 @@ impl Forger<'_> {
         let (from, to) = if script.below(12) == 0 { (12, NODE_HEADER) } else { (from, to) };
         let how = edit(self.aged, &mut bytes, from, to.clamp(from + 1, NODE_SIZE), script);
         self.done.push(format!("node {} of level {}: {how}", nodes[at].addr, nodes[at].level));
+        self.put_node(at, bytes);
+    }
+
+    /// Writes a node, and those above it with the right checksums.
+    pub(super) fn put_node(&mut self, mut at: usize, mut bytes: Vec<u8>) {
+        let nodes = &self.aged.layout.nodes;
         loop {
             let crc = seal(&mut bytes, 8).to_le_bytes();
             write(&self.device, nodes[at].addr.offset(), &bytes);
@@ -285,7 +297,7 @@ impl Forger<'_> {
                 None => {
                     let mut root = self.newest_slot();
                     root[SLOT_TREE_CRC..SLOT_TREE_CRC + 4].copy_from_slice(&crc);
-                    return self.put_slots(self.aged.layout.row(self.aged.layout.slot.epoch), root);
+                    return self.put_root(root);
                 }
             }
         }

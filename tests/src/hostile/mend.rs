@@ -10,12 +10,24 @@ use fs_core::repair::{Class, RepairOptions, RepairReport, plan};
 use super::probe::{Content, Entry, guarded, read_all};
 use crate::clock::Clock;
 
+/// What became of a repair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mended {
+    /// It was made, and all is well.
+    Repaired,
+    /// It could not be made, and nothing was written.
+    Refused(String),
+}
+
 /// Repairs a copy of the image and looks at the result. With `want`, every file that the repair does not
-/// name must be as it was there, unless acknowledged changes are named as lost. Whether it could be
-/// repaired. `Err`: a panic, a volume that is still wrong, or a file that is not what it was.
-pub fn mend(image: &RamDevice, want: Option<&Content>) -> Result<bool, String> {
+/// name, and that is not among `touched`, must be as it was there, unless acknowledged changes are named as lost. Whether it could
+/// be repaired. `Err`: a panic, a volume that is still wrong, or a file that is not what it was.
+pub fn mend(image: &RamDevice, want: Option<&Content>, touched: &HashSet<u64>) -> Result<Mended, String> {
     let device = image.snapshot();
-    let Some(report) = guarded("a repair", || Ok(repair(&device)))? else { return Ok(false) };
+    let report = match guarded("a repair", || Ok(repair(&device)))? {
+        Ok(report) => report,
+        Err(why) => return Ok(Mended::Refused(why)),
+    };
     let shared: Arc<dyn BlockDevice> = Arc::new(device.clone());
     let options = CheckOptions { data: true, ..CheckOptions::default() };
     let checked = guarded("the fsck after a repair", || check(&shared, &options).map_err(|e| e.to_string()))?;
@@ -28,20 +40,21 @@ pub fn mend(image: &RamDevice, want: Option<&Content>) -> Result<bool, String> {
     }
     match want {
         Some(want) if report.lost_records.is_none() && report.more_damaged == 0 => {
-            compare(&content, want, &report)
+            compare(&content, want, touched, &report)
         }
         _ => Ok(()),
     }
-    .map(|()| true)
+    .map(|()| Mended::Repaired)
 }
 
-/// `None`: it cannot be repaired, and nothing was written.
-fn repair(device: &RamDevice) -> Option<RepairReport> {
+/// `Err`: it cannot be repaired, and nothing was written.
+fn repair(device: &RamDevice) -> Result<RepairReport, String> {
     let shared: Arc<dyn BlockDevice> = Arc::new(device.clone());
-    let plan = plan(&shared, &RepairOptions { data: true, progress: None }, &Clock::new(9)).ok()?;
+    let options = RepairOptions { data: true, progress: None };
+    let plan = plan(&shared, &options, &Clock::new(9)).map_err(|e| e.to_string())?;
     let report = plan.report().clone();
-    plan.execute(device).ok()?;
-    Some(report)
+    plan.execute(device).map_err(|e| format!("{e}: {}", crate::repair::brief(&report)))?;
+    Ok(report)
 }
 
 /// Files and links by inode.
@@ -49,8 +62,13 @@ fn by_inode(content: &Content) -> BTreeMap<u64, &Entry> {
     content.entries.values().flatten().map(|e| (e.ino.0, e)).collect()
 }
 
-fn compare(content: &Content, want: &Content, report: &RepairReport) -> Result<(), String> {
-    let named: HashSet<u64> = report.damaged.iter().map(|d| d.ino).collect();
+fn compare(
+    content: &Content,
+    want: &Content,
+    touched: &HashSet<u64>,
+    report: &RepairReport,
+) -> Result<(), String> {
+    let named: HashSet<u64> = report.damaged.iter().map(|d| d.ino).chain(touched.iter().copied()).collect();
     let got = by_inode(content);
     // An inode and its only name can be in the same node: then nothing is left that could name it.
     let nodes_lost = report.classes().contains_key(&Class::Tree);

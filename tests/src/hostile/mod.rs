@@ -8,8 +8,10 @@
 
 pub mod aged;
 pub mod damage;
+mod deepen;
 pub mod drive;
 pub mod forge;
+mod forge_items;
 pub mod layout;
 pub mod memory;
 pub mod mend;

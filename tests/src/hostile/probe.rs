@@ -210,6 +210,8 @@ pub struct Outcome {
     pub errors: bool,
     /// fsck found something, or could not run.
     pub reported: bool,
+    /// It was repaired, if that was tried.
+    pub repaired: bool,
 }
 
 /// The file that probes make.

@@ -1,4 +1,4 @@
-//! Damage to the metadata of a volume.
+//! Damage to the metadata of a volume, and claim tickets that lie.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use blockdev::{AlignedBuf, BlockDevice, IoClass};
 use fs_core::format::node::{Expected, Node, NodePtr};
 use fs_core::format::{Chunk, ItemKind, Key, PageEntry, RootSlot, Superblock, Ticket};
 use fs_core::tree::{NodeCache, TreeReader, TreeRoot, TreeVisitor, verify};
-use fs_core::{BLOCK_SIZE, BlockNr, FsError, NODE_BLOCKS};
+use fs_core::{BLOCK_SIZE, BlockNr, Epoch, FsError, NODE_BLOCKS};
 
 use super::image::Aged;
 use crate::rng::Rng;
@@ -26,11 +26,16 @@ enum Hit {
     Swap(BlockNr, BlockNr),
     /// The first has the content of the second, as after a misdirected write.
     Copy(BlockNr, BlockNr),
+    /// A ticket with a right checksum that says something else.
+    Forge(BlockNr, Ticket),
 }
 
 /// A set of them.
 #[derive(Clone, Debug)]
-pub struct Damage(Vec<Hit>);
+pub struct Damage {
+    hits: Vec<Hit>,
+    tickets_only: bool,
+}
 
 /// What is where on the aged volume.
 #[derive(Debug)]
@@ -48,6 +53,9 @@ pub(super) struct Map {
     pub(super) bitmaps: Vec<BlockNr>,
     /// Blocks with data of files.
     pub(super) data: Vec<BlockNr>,
+    pub(super) superblock: Superblock,
+    /// Epoch and claim of the root that counts.
+    pub(super) root: (Epoch, u64),
 }
 
 #[derive(Default)]
@@ -99,7 +107,9 @@ fn map(aged: &Aged) -> Map {
     let part = best.journal.last().expect("a journal");
     let segment = |i: u32| part.segments[((part.start.segment + i) as usize) % part.segments.len()];
     let journal = (0..3).flat_map(|i| (0..sb.segment_blocks).map(move |b| (i, b)));
+    let root = (best.epoch, best.claim);
     Map {
+        root,
         journal: journal.map(|(i, b)| segment(i).plus(b.into())).collect(),
         slots: found.iter().map(|(_, at)| *at).collect(),
         superblocks: Superblock::copies(sb.total_blocks).to_vec(),
@@ -108,6 +118,7 @@ fn map(aged: &Aged) -> Map {
         nodes: nodes.all,
         bitmaps: nodes.bitmaps,
         data: nodes.data,
+        superblock: sb,
     }
 }
 
@@ -121,16 +132,21 @@ impl Damage {
     /// Damage as `rng` says.
     pub fn choose(aged: &Aged, rng: &mut Rng) -> Self {
         let map = map_of(aged);
+        if rng.one_in(6) {
+            let hits = (0..*rng.pick(&[1, 1, 2, 3])).map(|_| ticket_hit(map, rng)).collect();
+            return Damage { hits, tickets_only: true };
+        }
         let mut hits = Vec::new();
         let mut spared = BTreeSet::from([*rng.pick(&map.superblocks)]);
         for _ in 0..*rng.pick(&[1, 1, 1, 2, 3, 6]) {
-            let mut target = || match rng.weighted(&[30, 12, 8, 14, 6, 6, 4]) {
+            let mut target = || match rng.weighted(&[30, 12, 8, 14, 6, 6, 4, 4]) {
                 0 => node(map, rng, 0),
                 1 => node(map, rng, 1),
                 2 => node(map, rng, 2),
                 3 => *rng.pick(&map.journal),
                 4 => map.slots[rng.below(2) as usize],
                 5 => *rng.pick(&map.superblocks),
+                7 => ticket(map, rng).0,
                 _ => map.pending.first().copied().unwrap_or(map.slots[0]),
             };
             let (at, other) = (target(), target());
@@ -148,7 +164,15 @@ impl Damage {
         if rng.one_in(12) {
             hits.extend(map.slots[..2].iter().map(|at| Hit::Zero(*at)));
         }
-        Damage(hits)
+        if rng.one_in(12) {
+            hits.push(ticket_hit(map, rng));
+        }
+        Damage { hits, tickets_only: false }
+    }
+
+    /// Nothing but claim tickets is hit: nothing may be lost.
+    pub fn is_tickets_only(&self) -> bool {
+        self.tickets_only
     }
 
     /// Does it.
@@ -157,7 +181,7 @@ impl Damage {
             let buf = AlignedBuf::from_slice(bytes);
             device.write_at(at.offset(), buf, false, IoClass::Data).expect("the simulator writes");
         };
-        for hit in &self.0 {
+        for hit in &self.hits {
             match hit {
                 Hit::Zero(at) => put(*at, &[0; BLOCK_SIZE]),
                 Hit::Flip(at, byte) => {
@@ -177,6 +201,12 @@ impl Damage {
                     put(*b, &x);
                 }
                 Hit::Copy(to, from) => put(*to, &read(device, *from, 1)),
+                Hit::Forge(at, ticket) => {
+                    let uuid = Superblock::decode(&read(device, BlockNr(0), 1), BlockNr(0)).map(|sb| sb.uuid);
+                    let mut bytes = ticket.encode(&uuid.unwrap_or_default(), *at).to_vec();
+                    bytes.resize(BLOCK_SIZE, 0);
+                    put(*at, &bytes);
+                }
             }
         }
         device.flush().expect("the simulator flushes");
@@ -187,4 +217,28 @@ impl Damage {
 fn node(map: &Map, rng: &mut Rng, level: u8) -> BlockNr {
     let of_level: Vec<BlockNr> = map.nodes.iter().filter(|(l, _)| *l == level).map(|(_, at)| *at).collect();
     rng.pick(&of_level).plus(rng.below(NODE_BLOCKS.into()))
+}
+
+/// A ticket of an epoch near that of the root, mostly its own or the next one.
+fn ticket(map: &Map, rng: &mut Rng) -> (BlockNr, Epoch) {
+    let epoch = Epoch((map.root.0.0 + *rng.pick(&[0, 0, 1, 1, 2, 3])).saturating_sub(rng.below(2)));
+    (Ticket::address(map.superblock.slots_start, map.superblock.slot_rows, epoch), epoch)
+}
+
+/// Damage to a ticket, or a forged one. Those of epochs that never were can only lie about what is not there.
+fn ticket_hit(map: &Map, rng: &mut Rng) -> Hit {
+    let (at, epoch) = ticket(map, rng);
+    match rng.below(8) {
+        0 => Hit::Zero(at),
+        1 => Hit::Flip(at, rng.below(512) as usize),
+        2 => Hit::Noise(at, rng.next_u64()),
+        3 => Hit::Swap(at, ticket(map, rng).0),
+        4 => Hit::Copy(at, ticket(map, rng).0),
+        _ => {
+            let rows = u64::from(map.superblock.slot_rows);
+            let epoch = Epoch(epoch.0 + rows * *rng.pick(&[0, 0, 0, 1, 1 << 40]));
+            let claim = *rng.pick(&[map.root.1, 12_345]);
+            Hit::Forge(at, Ticket { epoch, claim, node_id: 0, complete: rng.one_in(2) })
+        }
+    }
 }

@@ -61,9 +61,7 @@ struct Maker {
 impl Aged {
     /// Makes it; the same each time.
     pub fn make() -> Self {
-        let mut options = SimOptions::new(VOLUME_BYTES, 1);
-        options.atomic_write_unit = 4096;
-        let device = SimDevice::with_options(options);
+        let device = SimDevice::with_options(SimOptions::new(VOLUME_BYTES, 1));
         let format = FormatOptions {
             page_size: PageSize::new(PAGE as u32).expect("a page size"),
             journal_bytes: Some(2 << 20),

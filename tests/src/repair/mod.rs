@@ -36,6 +36,8 @@ pub struct Outcome {
     pub compared: usize,
     /// Power cuts in the middle of the repair.
     pub cuts: u32,
+    /// Only claim tickets were damaged or forged.
+    pub tickets_only: bool,
 }
 
 /// The volume that all runs start with.
@@ -51,11 +53,20 @@ pub fn run(seed: u64) -> Result<Outcome, String> {
     let device = aged.image.clone().into_sim(seed);
     let damage = Damage::choose(aged, &mut rng);
     damage.apply(&device);
-    run_damaged(aged, device, seed, &mut rng).map_err(|e| format!("seed {seed}: {damage:?}: {e}"))
+    let outcome = run_damaged(aged, device, seed, &mut rng).and_then(|mut outcome| {
+        outcome.tickets_only = damage.is_tickets_only();
+        let lossless = outcome.named == 0 && !outcome.journal_cut && outcome.compared == aged.files.len();
+        if outcome.tickets_only && !lossless {
+            return Err(format!("no ticket holds any file, but: {outcome:?} of {}", aged.files.len()));
+        }
+        Ok(outcome)
+    });
+    outcome.map_err(|e| format!("seed {seed}: {damage:?}: {e}"))
 }
 
 /// Repairs a damaged copy of the aged volume, and checks everything.
 fn run_damaged(aged: &Aged, device: SimDevice, seed: u64, rng: &mut Rng) -> Result<Outcome, String> {
+    let before = Before { mounts: mounts(device.current().into_ram()), events: device.seq() };
     let report = repair(Arc::new(device.clone()))?;
     let mut outcome = Outcome {
         repaired: !report.actions.is_empty(),
@@ -65,28 +76,48 @@ fn run_damaged(aged: &Aged, device: SimDevice, seed: u64, rng: &mut Rng) -> Resu
     };
     let repaired = device.current();
     outcome.compared = examine(aged, repaired.into_ram(), &report)?;
-    let events = device.seq();
     for _ in 0..if rng.one_in(4) { 2 } else { 0 } {
         outcome.cuts += 1;
-        interrupt(aged, &device, events, (outcome.compared, &report), seed, rng)?;
+        interrupt(aged, &device, before, (outcome.compared, &report), seed, rng)?;
     }
     Ok(outcome)
 }
 
-/// Cuts the power in the middle of the repair; what is left can be repaired as well as before.
+/// The volume before its repair.
+#[derive(Clone, Copy)]
+struct Before {
+    /// It can be mounted as it is.
+    mounts: bool,
+    /// Events of the device up to then.
+    events: u64,
+}
+
+fn mounts(ram: RamDevice) -> bool {
+    let options = MountOptions { cache_bytes: 8 << 20, read_only: true, ..MountOptions::default() };
+    Volume::mount(Arc::new(ram), options, Arc::new(SystemEnv)).is_ok()
+}
+
+/// Cuts the power in the middle of the repair; what is left can be mounted if it could before, and be repaired as well as
+/// before.
 fn interrupt(
     aged: &Aged,
     device: &SimDevice,
-    events: u64,
+    before: Before,
     without: (usize, &RepairReport),
     seed: u64,
     rng: &mut Rng,
 ) -> Result<(), String> {
-    let cut = rng.below(events + 1);
+    // Half of them among the last few writes, which are those of the root's slots.
+    let events = device.seq();
+    let last = if rng.one_in(2) { 8 } else { events - before.events };
+    let cut = events - rng.below(last.min(events - before.events) + 1);
     let options = CutOptions::seeded(rng.next_u64());
     let image = device.image_at(cut, &options);
+    let at = |e: String| format!("cut at {cut} of {}..{events}: {e}", before.events);
+    if before.mounts && !mounts(image.clone().into_ram()) {
+        return Err(at("it cannot be mounted any more".into()));
+    }
     let again: SimDevice = image.into_sim(seed);
-    let at = |e: String| format!("cut at {cut} of {events}: {e}");
     let mut report = repair(Arc::new(again.clone())).map_err(at)?;
     // If the power went at the end, the first one has done and said everything.
     report.damaged.extend(without.1.damaged.iter().cloned());

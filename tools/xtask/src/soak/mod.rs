@@ -1,5 +1,6 @@
 //! `cargo xtask soak`: random tests for as long as one likes, each replayable from one line.
 
+mod bytes;
 mod fuzz;
 
 use std::process::Command;
@@ -32,6 +33,8 @@ pub struct Args {
 enum Part {
     /// Run the fuzz targets, each for an hour
     Fuzz(fuzz::Args),
+    /// Flip every byte of an aged volume's metadata in turn
+    Bytes(bytes::Args),
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -43,6 +46,7 @@ const SUITES: [Suite; 5] = [Suite::PgKill, Suite::PgCut, Suite::Fsx, Suite::Scal
 pub fn run(args: &Args) -> Result<()> {
     match &args.part {
         Some(Part::Fuzz(args)) => fuzz::run(args),
+        Some(Part::Bytes(args)) => bytes::run(args),
         None => mixture(args),
     }
 }
