@@ -2,9 +2,11 @@
 //! /dev/fuse.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -150,6 +152,41 @@ fn explain_shows_extents_and_memory() {
     }
     v.fails(&["explain", "MNT"], 1, &["is not a regular file"]);
     v.fails(&["explain", "IMAGE"], 1, &["is not on a mounted dbfs volume"]);
+    v.ok(&["umount", "MNT"]);
+}
+
+/// Requests that no command makes, and clients that leave.
+#[test]
+fn the_socket_takes_anything() {
+    let v = mounted();
+    let uuid = json(&v, &["status", "--json", "MNT"])["uuid"].as_str().unwrap().to_owned();
+    let ask = |request: &str| {
+        let mut stream = UnixStream::connect(format!("/run/dbfs/{uuid}.sock")).unwrap();
+        // A daemon with too many clients answers without listening.
+        let _ = stream.write_all(request.as_bytes());
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        serde_json::from_str::<Value>(&line).unwrap()["event"].as_str().unwrap().to_owned()
+    };
+    let watched: Vec<String> = (0..30).map(|_| ask("{\"op\":\"watch\",\"every_ms\":0}\n")).collect();
+    assert!(watched.iter().all(|event| ["status", "error"].contains(&event.as_str())), "{watched:?}");
+    assert_eq!(watched[0], "status");
+    // Those who left are noticed with the next picture.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ask("{\"op\":\"slow\"}\n") != "slow" {
+        assert!(Instant::now() < deadline, "no place becomes free");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for request in [
+        "{\"op\":\"explain\",\"ino\":0,\"extents\":5}\n",
+        "{\"op\":\"explain\",\"ino\":18446744073709551615,\"extents\":18446744073709551615}\n",
+        "{\"op\":\"explain\",\"ino\":-1,\"extents\":5}\n",
+        "{\"op\":\"explain\"}\n",
+        "{\"op\":\"watch\",\"every_ms\":99999999999}\n",
+        "{\"op\":\"fast\"}\n",
+    ] {
+        assert_eq!(ask(request), "error", "{request}");
+    }
     v.ok(&["umount", "MNT"]);
 }
 

@@ -11,7 +11,7 @@
 //! 6. an inode's state (several: by ascending inode number)
 //! 7. a page frame
 //! 8. leaves: the metadata store, the commit state, the journal writer, the allocator, the page
-//!    cache's shards, `patches`
+//!    cache's shards, `patches`, the list of slow syncs
 
 mod admit;
 mod background;

@@ -24,6 +24,9 @@ const MAX_CLIENTS: usize = 16;
 /// A client that neither sends nor takes for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// After a failed accept (no descriptor left), the next one is tried after this.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
 /// How often a client is told how far a scrub is.
 const PROGRESS: Duration = Duration::from_millis(500);
 
@@ -53,11 +56,17 @@ impl Server {
         let ended = Arc::new(AtomicBool::new(false));
         let service = Arc::new(Service { observed, clients: AtomicUsize::new(0), ended: ended.clone() });
         let accept = move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming() {
                 if service.ended.load(Ordering::SeqCst) {
                     break;
                 }
-                connect(&service, stream);
+                match stream {
+                    Ok(stream) => connect(&service, stream),
+                    Err(e) => {
+                        tracing::debug!("a client of the control socket: {e}");
+                        thread::sleep(ACCEPT_AGAIN);
+                    }
+                }
             }
         };
         thread::Builder::new().name("control".into()).spawn(accept).context("cannot start a thread")?;
