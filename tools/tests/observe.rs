@@ -155,6 +155,24 @@ fn explain_shows_extents_and_memory() {
     v.ok(&["umount", "MNT"]);
 }
 
+#[test]
+fn a_volume_mounted_for_reading_can_be_looked_at() {
+    let v = mounted();
+    fs::write(v.mnt().join("file"), vec![1; 100_000]).unwrap();
+    v.ok(&["umount", "MNT"]);
+    v.ok(&["mount", "-o", "ro", "-o", "LOG", "IMAGE", "MNT"]);
+    fs::read(v.mnt().join("file")).unwrap();
+    let status = json(&v, &["status", "--json", "MNT"]);
+    assert_eq!((&status["read_only"], &status["journal"]["size_bytes"]), (&true.into(), &0.into()));
+    assert_eq!(latency(&status, "calls", "fsync", "all")["count"], 0);
+    assert!(latency(&status, "stages", "load", "all")["count"].as_u64().unwrap() > 0);
+    assert!(v.ok(&["status", "MNT"]).contains("State        read-only"));
+    assert!(v.ok(&["top", "--once", "-i", "0.1", "MNT"]).contains("read-only"));
+    let explained = json(&v, &["explain", "--json", v.mnt().join("file").to_str().unwrap()]);
+    assert_eq!(explained["cache"]["cached_share"], 1.0);
+    v.ok(&["umount", "MNT"]);
+}
+
 /// Requests that no command makes, and clients that leave.
 #[test]
 fn the_socket_takes_anything() {

@@ -100,7 +100,7 @@ impl JournalWriter {
 
     /// How often the ring has been wrapped around.
     pub(crate) fn wraps(&self) -> u64 {
-        self.head.segment / self.segments.len() as u64
+        self.head.segment.checked_div(self.segments.len() as u64).unwrap_or(0)
     }
 
     /// Gives the payload its number and place. The caller writes it before anything after it.

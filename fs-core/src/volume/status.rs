@@ -74,12 +74,15 @@ impl Volume {
     }
 
     fn journal_status(&self) -> JournalStatus {
-        let (free, (since, count)) = {
-            let journal = self.commit.journal.lock();
-            (journal.free_segments(), journal.segments_since_root())
+        // A volume that is mounted for reading only has no journal of its own.
+        let (free, (since, count)) = match self.read_only {
+            true => (0, (0, 0)),
+            false => {
+                let journal = self.commit.journal.lock();
+                (journal.free_segments(), journal.segments_since_root())
+            }
         };
         let segment = u64::from(self.superblock.segment_blocks) * BLOCK_SIZE as u64;
-        let count = if self.read_only { 0 } else { count };
         JournalStatus {
             size: count * segment,
             used: count.saturating_sub(free) * segment,

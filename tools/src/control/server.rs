@@ -104,23 +104,30 @@ fn listen(path: &PathBuf) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// One of the clients that are served.
+struct Place(Arc<Service>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 fn connect(service: &Arc<Service>, mut stream: UnixStream) {
-    if service.clients.fetch_add(1, Ordering::SeqCst) >= MAX_CLIENTS {
-        service.clients.fetch_sub(1, Ordering::SeqCst);
+    let before = service.clients.fetch_add(1, Ordering::SeqCst);
+    let place = Place(service.clone());
+    if before >= MAX_CLIENTS {
         // A client that does not take the answer does not get one.
         let _ = stream.set_write_timeout(Some(PATIENCE));
         let _ = send(&mut stream, &Response::Error { message: "too many clients; try again later".into() });
         return;
     }
-    let handled = service.clone();
     let handle = move || {
-        if let Err(e) = handled.serve(stream) {
+        if let Err(e) = place.0.serve(stream) {
             tracing::debug!("a client of the control socket: {e}");
         }
-        handled.clients.fetch_sub(1, Ordering::SeqCst);
     };
     if let Err(e) = thread::Builder::new().name("control client".into()).spawn(handle) {
-        service.clients.fetch_sub(1, Ordering::SeqCst);
         tracing::warn!("cannot serve a client of the control socket: {e}");
     }
 }

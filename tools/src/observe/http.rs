@@ -185,7 +185,7 @@ impl Drop for Server {
         self.ended.store(true, Ordering::SeqCst);
         // Wakes the thread, which finds that it is over.
         match &self.address {
-            Address::Tcp(at) => drop(TcpStream::connect(at)),
+            Address::Tcp(at) => drop(TcpStream::connect_timeout(at, ACCEPT_AGAIN)),
             Address::Unix(path) => drop(UnixStream::connect(path)),
         }
     }
