@@ -76,6 +76,12 @@ pub fn mount(path: &Path, device: Arc<dyn BlockDevice>, options: &Options) -> Re
     if let Some(bytes) = options.cache {
         core.cache_bytes = bytes;
     }
+    if let Some(policy) = options.cache_policy {
+        core.cache_policy = policy;
+    }
+    if let Some(shards) = options.cache_shards {
+        core.cache_shards = shards;
+    }
     if let Some(age) = options.commit {
         core.dirty_age_ns = age.as_nanos() as u64;
     }

@@ -33,6 +33,7 @@ mod span;
 mod status;
 mod syslog;
 mod top;
+mod tune;
 mod umount;
 
 use std::ffi::OsString;
@@ -72,6 +73,7 @@ enum Command {
     Top(top::Args),
     Slow(slow::Args),
     Explain(explain::Args),
+    Tune(tune::Args),
     Info(info::Args),
     Df(df::Args),
     Ls(look::ls::Args),
@@ -97,6 +99,7 @@ impl Command {
             Command::Top(args) => top::run(args),
             Command::Slow(args) => slow::run(args),
             Command::Explain(args) => explain::run(args),
+            Command::Tune(args) => tune::run(args),
             Command::Info(args) => info::run(args),
             Command::Df(args) => df::run(args),
             Command::Ls(args) => look::ls::run(args),
@@ -121,6 +124,7 @@ impl Command {
             Command::Top(_) => "top",
             Command::Slow(_) => "slow",
             Command::Explain(_) => "explain",
+            Command::Tune(_) => "tune",
             Command::Info(_) => "info",
             Command::Df(_) => "df",
             Command::Ls(_) => "ls",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use blockdev::Engine;
 use dbfs_fuse::MountConfig;
+use fs_core::cache::policy::{PolicyKind, S3FifoOptions, TouchOptions};
 
 use crate::observe::http::{self, Address};
 use crate::size;
@@ -24,7 +25,10 @@ Mount options:
   noatime, relatime      never update access times / only if old (default)
   sync                   every write is O_SYNC
   commit=SECONDS         greatest age of changes not synced (default 2)
-  cache=SIZE             page cache (default 256M)
+  cache-size=SIZE, cache=SIZE   page cache (default 256M); see dbfs tune
+  cache-policy=s3fifo|touch     which pages stay in it (default s3fifo)
+  cache-hot=PERCENT      touch: share of the hot end (default 65)
+  cache-shards=N         parts of it with locks of their own (default 16)
   threads=N              threads that serve requests (default 16)
   engine=auto|uring|pread   how requests reach the device
   metrics=ADDR|SOCKET    serve metrics for Prometheus: on a port of the loopback
@@ -78,6 +82,10 @@ pub struct Options {
     pub engine: Engine,
     /// Page cache in bytes.
     pub cache: Option<usize>,
+    /// Which pages stay in the page cache.
+    pub cache_policy: Option<PolicyKind>,
+    /// Parts of the page cache.
+    pub cache_shards: Option<usize>,
     /// Threads that serve requests.
     pub threads: Option<usize>,
     /// Greatest age of changes that nobody has synced.
@@ -103,6 +111,8 @@ impl Default for Options {
             log: None,
             engine: Engine::Auto,
             cache: None,
+            cache_policy: None,
+            cache_shards: None,
             threads: None,
             commit: None,
             metrics: None,
@@ -114,14 +124,25 @@ impl Options {
     /// Parses lists of options, each separated by commas; a later one wins over an earlier one.
     pub fn parse(lists: &[String], unknown: Unknown) -> Result<Self> {
         let mut options = Self::default();
+        let mut hot = None;
         for option in lists.iter().flat_map(|l| l.split(',')).filter(|o| !o.is_empty()) {
             let known = match option.split_once('=') {
+                // It has a meaning with a policy that may come behind it.
+                Some(("cache-hot", value)) => {
+                    hot = Some(percent(value).with_context(|| in_option("cache-hot", value))?);
+                    true
+                }
                 Some((name, value)) => options.set_value(name, value)?,
                 None => options.set_flag(option)?,
             };
             if !known && unknown == Unknown::Refuse {
                 bail!("unknown mount option {option:?}; `dbfs mount --help` lists the options");
             }
+        }
+        match (hot, &mut options.cache_policy) {
+            (None, _) => {}
+            (Some(hot), Some(PolicyKind::Touch(touch))) => touch.hot_percent = hot,
+            (Some(hot), _) => bail!("mount option \"cache-hot={hot}\" belongs to cache-policy=touch"),
         }
         Ok(options)
     }
@@ -166,17 +187,28 @@ impl Options {
 
     /// False if there is no such option.
     fn set_value(&mut self, name: &str, value: &str) -> Result<bool> {
-        let wrong = || format!("in mount option \"{name}={value}\"");
+        let wrong = || in_option(name, value);
         match name {
             "record" => self.record = Some(value.into()),
             "log" => self.log = Some(value.into()),
             "engine" => self.engine = engine(value).with_context(wrong)?,
-            "cache" => {
-                let bytes = size::parse(value).map_err(|e| anyhow!(e)).with_context(wrong)?;
-                if bytes < MIN_CACHE {
-                    return Err(anyhow!("it must be at least {}", size::show(MIN_CACHE))).with_context(wrong);
-                }
+            "cache" | "cache-size" => {
+                let bytes = cache_size(value).map_err(|e| anyhow!(e)).with_context(wrong)?;
                 self.cache = Some(usize::try_from(bytes).with_context(wrong)?);
+            }
+            "cache-policy" => {
+                self.cache_policy = Some(match value {
+                    "touch" => PolicyKind::Touch(TouchOptions::default()),
+                    "s3fifo" => PolicyKind::S3Fifo(S3FifoOptions::default()),
+                    _ => return Err(anyhow!("the policy is touch or s3fifo")).with_context(wrong),
+                });
+            }
+            "cache-shards" => {
+                let shards: usize = value.parse().with_context(wrong)?;
+                if !(1..=1024).contains(&shards) {
+                    return Err(anyhow!("there can be 1 to 1024 shards")).with_context(wrong);
+                }
+                self.cache_shards = Some(shards);
             }
             "threads" => {
                 let threads: usize = value.parse().with_context(wrong)?;
@@ -223,6 +255,42 @@ fn is_for_others(name: &str) -> bool {
     name.starts_with("x-") || name.starts_with("X-")
 }
 
+fn in_option(name: &str, value: &str) -> String {
+    format!("in mount option \"{name}={value}\"")
+}
+
+fn percent(value: &str) -> Result<u8> {
+    let percent: u8 = value.parse()?;
+    if (1..=99).contains(&percent) { Ok(percent) } else { bail!("it must be from 1 to 99 percent") }
+}
+
+/// A size that a page cache can have.
+pub fn cache_size(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text)?;
+    check_cache(bytes).map(|()| bytes)
+}
+
+/// Whether a page cache can have so many bytes: some of the largest writes must fit, and it must fit the
+/// machine.
+pub fn check_cache(bytes: u64) -> Result<(), String> {
+    if bytes < MIN_CACHE {
+        return Err(format!("the page cache must have at least {}", size::show(MIN_CACHE)));
+    }
+    match memory() {
+        Some(memory) if bytes > memory => {
+            Err(format!("the page cache would be larger than the machine's memory, {}", size::show(memory)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of memory that the machine has.
+fn memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 fn engine(value: &str) -> Result<Engine> {
     match value {
         "auto" => Ok(Engine::Auto),
@@ -267,6 +335,10 @@ mod tests {
         assert_eq!((o.cache, o.threads), (Some(512 << 20), Some(3)));
         assert_eq!(o.commit, Some(Duration::from_millis(500)));
         assert_eq!((o.engine, o.log), (Engine::Pread, Some("/tmp/l".into())));
+        let o = parse(&["cache-hot=30,cache-size=8M", "cache-policy=touch,cache-shards=3"]).unwrap();
+        let touch = TouchOptions { hot_percent: 30, ..TouchOptions::default() };
+        assert_eq!(o.cache_policy, Some(PolicyKind::Touch(touch)));
+        assert_eq!((o.cache, o.cache_shards), (Some(8 << 20), Some(3)));
         let o = parse(&["", "defaults,nofail,x-systemd.automount,x-a=b,_netdev,relatime"]).unwrap();
         assert!(!o.read_only && o.default_permissions);
     }
@@ -278,6 +350,12 @@ mod tests {
             "frob=1",
             "cache=big",
             "cache=64K",
+            "cache-size=8E",
+            "cache-policy=lru",
+            "cache-shards=0",
+            "cache-hot=0",
+            "cache-hot=100",
+            "cache-hot=20",
             "threads=0",
             "threads=x",
             "commit=-1",

@@ -1,22 +1,27 @@
 //! The page cache: pages of files in memory, found by inode and page number.
 //!
-//! Shards of least-recently-used order. A frame that is dirty, or whose bytes are still in the
-//! journal only, is also referenced by its inode ([`crate::fs::Inode::unhomed`]), which keeps it from
-//! being evicted. A frame's content changes only under its lock, by holders of the inode's page range.
+//! Shards, each with a replacement policy of its own ([`super::policy`]). A frame that is dirty, or whose bytes
+//! are still in the journal only, is also referenced by its inode ([`crate::fs::Inode::unhomed`]), which keeps
+//! it from being evicted: only frames that nobody else references are. A frame's content changes only under its
+//! lock, by holders of the inode's page range.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blockdev::AlignedBuf;
-use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
+use super::policy::{PolicyKind, TouchCount, hash_page};
+use super::shard::Shard;
 use crate::alloc::Hold;
 use crate::types::{BlockRun, Ino, PageNr, PageSize};
 
-const SHARDS: usize = 16;
-/// Frames looked at for one eviction before the shard is allowed to exceed its share.
-const EVICTION_TRIES: usize = 32;
+/// Frames of a shard below which there are fewer shards: a policy needs some to choose from.
+const MIN_SHARD_FRAMES: usize = 16;
+/// Frames that a shard may have in any case.
+const LEAST_FRAMES: usize = 4;
+/// Most shards.
+const MOST_SHARDS: usize = 1024;
 
 /// Content and state of a frame.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub(crate) struct FrameData {
 pub(crate) struct Frame {
     /// Its content.
     pub(crate) data: RwLock<FrameData>,
+    /// How often it was found.
+    pub(super) touches: TouchCount,
 }
 
 impl Frame {
@@ -50,77 +57,82 @@ impl Frame {
     pub(crate) fn new(buf: AlignedBuf) -> Arc<Self> {
         let data =
             FrameData { buf, dirty: None, inline: false, since_ns: 0, place: None, covered: 0, hold: None };
-        Arc::new(Self { data: RwLock::new(data) })
+        Arc::new(Self { data: RwLock::new(data), touches: TouchCount::default() })
     }
 }
-
-type Shard = Mutex<LruCache<(Ino, PageNr), Arc<Frame>>>;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct PageCache {
-    shards: Vec<Shard>,
-    frames_per_shard: usize,
+    shards: Vec<Mutex<Shard>>,
+    /// In bytes.
+    capacity: AtomicUsize,
     page_size: PageSize,
     dirty_pages: AtomicUsize,
     inline_pages: AtomicUsize,
 }
 
 impl PageCache {
-    /// A cache of `capacity` bytes.
-    pub(crate) fn new(page_size: PageSize, capacity: usize) -> Self {
+    /// A cache of `capacity` bytes in up to `shards` shards, each with a policy of its own.
+    pub(crate) fn new(page_size: PageSize, capacity: usize, kind: PolicyKind, shards: usize) -> Self {
+        let frames = capacity / page_size.bytes();
+        let shards = shards.min(frames / MIN_SHARD_FRAMES).clamp(1, MOST_SHARDS);
+        let per_shard = (frames / shards).max(LEAST_FRAMES);
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(LruCache::unbounded())).collect(),
-            frames_per_shard: (capacity / page_size.bytes() / SHARDS).max(4),
+            shards: (0..shards).map(|_| Mutex::new(Shard::new(kind, per_shard))).collect(),
+            capacity: AtomicUsize::new(capacity),
             page_size,
             dirty_pages: AtomicUsize::new(0),
             inline_pages: AtomicUsize::new(0),
         }
     }
 
-    fn shard(&self, ino: Ino, page: PageNr) -> &Shard {
-        let mixed = (ino.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ page.0).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        &self.shards[(mixed >> 60) as usize % SHARDS]
+    /// Its shard, and the page's hash.
+    fn shard(&self, ino: Ino, page: PageNr) -> (&Mutex<Shard>, u64) {
+        let hash = hash_page(ino.0, page.0);
+        // The policies use the other bits.
+        (&self.shards[(hash >> 20) as usize % self.shards.len()], hash)
     }
 
-    /// The page, if it is cached.
+    /// Capacity in bytes.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Changes the capacity. What is too much goes at once; what is in use or dirty now goes when other
+    /// pages come in.
+    pub(crate) fn set_capacity(&self, bytes: usize) {
+        self.capacity.store(bytes, Ordering::Relaxed);
+        let per_shard = (bytes / self.page_size.bytes() / self.shards.len()).max(LEAST_FRAMES);
+        for shard in &self.shards {
+            shard.lock().set_capacity(per_shard);
+        }
+    }
+
+    /// Pages in it.
+    pub(crate) fn resident_pages(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// The page, if it is cached. Counts as a use.
     pub(crate) fn get(&self, ino: Ino, page: PageNr) -> Option<Arc<Frame>> {
-        self.shard(ino, page).lock().get(&(ino, page)).cloned()
+        self.shard(ino, page).0.lock().get(ino, page)
     }
 
     /// Adds a page; if somebody else was faster, theirs is kept and returned.
     pub(crate) fn insert(&self, ino: Ino, page: PageNr, frame: Arc<Frame>) -> Arc<Frame> {
-        let mut shard = self.shard(ino, page).lock();
-        if let Some(present) = shard.get(&(ino, page)) {
-            return present.clone();
-        }
-        let mut tries = 0;
-        while shard.len() >= self.frames_per_shard && tries < EVICTION_TRIES {
-            tries += 1;
-            let Some((key, victim)) = shard.pop_lru() else { break };
-            if Arc::strong_count(&victim) > 1 {
-                shard.put(key, victim); // in use or dirty: to the young end
-            }
-        }
-        shard.put((ino, page), frame.clone());
-        frame
+        let (shard, hash) = self.shard(ino, page);
+        shard.lock().insert(ino, page, hash, frame)
     }
 
     /// Forgets a page.
     pub(crate) fn remove(&self, ino: Ino, page: PageNr) {
-        self.shard(ino, page).lock().pop(&(ino, page));
+        self.shard(ino, page).0.lock().remove(ino, page);
     }
 
     /// Forgets the pages of a file from `from` on.
     pub(crate) fn remove_from(&self, ino: Ino, from: PageNr) {
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            let gone: Vec<_> =
-                shard.iter().map(|(k, _)| *k).filter(|(i, p)| *i == ino && *p >= from).collect();
-            for key in gone {
-                shard.pop(&key);
-            }
-        }
+        self.shards.iter().for_each(|shard| shard.lock().remove_from(ino, from));
     }
 
     /// A page became dirty.
@@ -157,12 +169,7 @@ impl PageCache {
 
     /// Whether a page is in memory; does not count as a use of it.
     pub(crate) fn contains(&self, ino: Ino, page: PageNr) -> bool {
-        self.shard(ino, page).lock().contains(&(ino, page))
-    }
-
-    /// Number of pages in memory.
-    pub(crate) fn resident_pages(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shard(ino, page).0.lock().contains(ino, page)
     }
 
     /// Number of pages with bytes that are in the journal only. They cannot be evicted.

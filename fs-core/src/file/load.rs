@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use blockdev::{AlignedBuf, IoClass, Request};
 
-use crate::cache::{Frame, FrameData};
+use crate::cache::{Claim, Flight, Frame, FrameData};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
@@ -26,26 +26,60 @@ struct ReadRun {
 
 impl Volume {
     /// The frames of pages `first..first + count`, from the cache or the device. The caller holds
-    /// the range, at least shared.
+    /// the range, at least shared. Threads that miss the same page share one read.
     pub(crate) fn load_frames(&self, inode: &Inode, first: PageNr, count: usize) -> Result<Vec<Arc<Frame>>> {
         let mut frames: Vec<Option<Arc<Frame>>> =
             (0..count as u64).map(|i| self.cache.get(inode.ino, PageNr(first.0 + i))).collect();
         let hits = frames.iter().flatten().count() as u64;
         self.counters.cache_hits.fetch_add(hits, Ordering::Relaxed);
-        if let Some(from) = frames.iter().position(Option::is_none) {
-            let to = frames.iter().rposition(Option::is_none).unwrap_or(from) + 1;
-            let start = PageNr(first.0 + from as u64);
-            let wanted: Vec<bool> = frames[from..to].iter().map(Option::is_none).collect();
-            let bufs = self.read_pages(inode, start, &wanted)?;
-            for (i, buf) in bufs.into_iter().enumerate() {
-                if let Some(buf) = buf {
-                    self.counters.cache_misses.fetch_add(1, Ordering::Relaxed);
-                    let page = PageNr(start.0 + i as u64);
-                    frames[from + i] = Some(self.adopt(inode, page, buf));
-                }
+        // Again only for pages whose readers have failed.
+        while frames.iter().any(Option::is_none) {
+            let theirs = self.load_missing(inode, first, &mut frames)?;
+            self.counters.cache_waits.fetch_add(theirs.len() as u64, Ordering::Relaxed);
+            for (i, flight) in theirs {
+                frames[i] = flight.wait();
             }
         }
         Ok(frames.into_iter().flatten().collect())
+    }
+
+    /// Reads the missing frames of pages `first..`, but for those that others are just reading: returns
+    /// these with their places.
+    fn load_missing(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        frames: &mut [Option<Arc<Frame>>],
+    ) -> Result<Vec<(usize, Arc<Flight>)>> {
+        let page_of = |i: usize| PageNr(first.0 + i as u64);
+        let (mut mine, mut theirs) = (Vec::new(), Vec::new());
+        for i in (0..frames.len()).filter(|i| frames[*i].is_none()).collect::<Vec<_>>() {
+            match self.flights.claim(inode.ino, page_of(i)) {
+                Claim::Theirs(flight) => theirs.push((i, flight)),
+                // It may have landed since it was looked for.
+                Claim::Mine(landing) => match self.cache.get(inode.ino, page_of(i)) {
+                    Some(frame) => {
+                        landing.land(frame.clone());
+                        frames[i] = Some(frame);
+                    }
+                    None => mine.push((i, landing)),
+                },
+            }
+        }
+        let (Some((from, _)), Some((to, _))) = (mine.first(), mine.last()) else { return Ok(theirs) };
+        let (from, to) = (*from, *to);
+        let mut wanted = vec![false; to - from + 1];
+        mine.iter().for_each(|(i, _)| wanted[i - from] = true);
+        let mut bufs = self.read_pages(inode, page_of(from), &wanted)?;
+        self.counters.cache_misses.fetch_add(mine.len() as u64, Ordering::Relaxed);
+        for (i, landing) in mine {
+            let buf = bufs[i - from].take();
+            let buf = buf.ok_or_else(|| FsError::Volume("a page vanished while it was read".into()))?;
+            let frame = self.adopt(inode, page_of(i), buf);
+            landing.land(frame.clone());
+            frames[i] = Some(frame);
+        }
+        Ok(theirs)
     }
 
     /// One frame; see [`load_frames`](Self::load_frames).

@@ -258,7 +258,7 @@ impl Volume {
     pub(crate) fn home_inline(&self) -> Result<()> {
         let patched: Vec<(Ino, PageNr)> = self.patches.lock().iter().collect();
         // A journal can patch more pages than fit into memory: so many at a time.
-        let at_once = (self.options.cache_bytes / 4 / self.page_bytes()).max(1);
+        let at_once = (self.cache.capacity() / 4 / self.page_bytes()).max(1);
         for (i, (ino, page)) in patched.into_iter().enumerate() {
             if i > 0 && i.is_multiple_of(at_once) {
                 self.write_inline()?;

@@ -201,7 +201,7 @@ impl Volume {
     /// The changes in memory, or pages with bytes in the journal only, take too much memory.
     fn is_crowded(&self) -> bool {
         let inline = self.cache.inline_pages() * self.page_bytes();
-        self.meta.pressure().1 >= self.options.delta_bytes * 2 || inline > self.options.cache_bytes / 2
+        self.meta.pressure().1 >= self.options.delta_bytes * 2 || inline > self.cache.capacity() / 2
     }
 
     /// Lets an operation in if there is room for it at once.

@@ -95,6 +95,6 @@ impl Volume {
         let inline = self.cache.inline_pages() * self.page_bytes();
         used * 4 >= total
             || self.meta.pressure().1 > self.options.delta_bytes
-            || inline > self.options.cache_bytes / 4
+            || inline > self.cache.capacity() / 4
     }
 }

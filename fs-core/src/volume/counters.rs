@@ -74,6 +74,8 @@ counters! {
     checksum_errors,
     /// Page cache hits.
     cache_hits,
-    /// Page cache misses.
+    /// Page cache misses: pages read from the device.
     cache_misses,
+    /// Pages that were waited for, as another thread was just reading them.
+    cache_waits,
 }

@@ -12,6 +12,9 @@
 //! 7. a page frame
 //! 8. leaves: the metadata store, the commit state, the journal writer, the allocator, the page
 //!    cache's shards, `patches`, the list of slow syncs
+//!
+//! A thread that waits for another's read of a page (`flights`) holds 1 to 4 at most, and the page's range shared
+//! with the reader, who takes only what comes after 4.
 
 mod admit;
 mod background;
@@ -55,7 +58,8 @@ pub use scrub::{Pace, ScrubFinding, ScrubStats};
 pub(crate) use slots::{Rows, best_slot, check_slot, has_served};
 pub use status::{CacheStatus, JournalStatus, VolumeStatus};
 
-use crate::cache::PageCache;
+use crate::cache::policy::PolicyKind;
+use crate::cache::{Flights, PageCache};
 use crate::env::Env;
 use crate::error::Result;
 use crate::format::Superblock;
@@ -70,8 +74,13 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Reading leaves access times as they are.
     pub no_atime: bool,
-    /// Page cache capacity in bytes.
+    /// Page cache capacity in bytes; [`Volume::set_cache_bytes`] changes it. The tables of the policy take a
+    /// hundredth of it at most, from the start.
     pub cache_bytes: usize,
+    /// What decides which pages stay in the cache.
+    pub cache_policy: PolicyKind,
+    /// Parts of the page cache that do not wait for each other's locks; fewer if it is small.
+    pub cache_shards: usize,
     /// Capacity of the cache of tree nodes in bytes.
     pub node_cache_bytes: usize,
     /// Dirty bytes in the page cache at which writers have to wait for writeback.
@@ -95,6 +104,8 @@ impl Default for MountOptions {
             read_only: false,
             no_atime: false,
             cache_bytes: 256 << 20,
+            cache_policy: PolicyKind::default(),
+            cache_shards: 16,
             node_cache_bytes: 64 << 20,
             dirty_bytes: 64 << 20,
             dirty_age_ns: 2_000_000_000,
@@ -123,6 +134,7 @@ pub struct Volume {
     pub(crate) homing: RwLock<()>,
     pub(crate) inodes: InodeTable,
     pub(crate) cache: PageCache,
+    pub(crate) flights: Flights,
     pub(crate) patches: Mutex<Patches>,
     pub(crate) meta: Arc<meta::MetaStore>,
     pub(crate) commit: commit::Committer,
@@ -192,6 +204,12 @@ impl Volume {
         values.cushion_blocks = stats.cushion_blocks;
         values.quarantined_blocks = self.space.alloc.quarantined_blocks();
         values
+    }
+
+    /// Changes the capacity of the page cache, in bytes. Never waits for the device: pages that are too many
+    /// are evicted at once; those that are dirty or in use now go when others come in.
+    pub fn set_cache_bytes(&self, bytes: usize) {
+        self.cache.set_capacity(bytes);
     }
 
     /// Why the volume has stopped accepting changes (rule R6), if it has.

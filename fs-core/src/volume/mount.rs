@@ -18,7 +18,7 @@ use super::recover::{Recovered, recover};
 use super::space::{BitmapLoader, KeptBlocks, Space};
 use super::{MountOptions, Volume};
 use crate::alloc::{Allocator, Config, Geometry, GroupLoader, Hold, Purpose};
-use crate::cache::PageCache;
+use crate::cache::{Flights, PageCache};
 use crate::env::Env;
 use crate::error::{FsError, Result};
 use crate::format::superblock::KNOWN_RO_COMPAT;
@@ -227,7 +227,8 @@ impl Volume {
         checkpointer.held = held.into_iter().map(|run| (base.checkpoint_lsn, run)).collect();
         let page_size = sb.page_size;
         let volume = Arc::new(Volume {
-            cache: PageCache::new(page_size, options.cache_bytes),
+            cache: PageCache::new(page_size, options.cache_bytes, options.cache_policy, options.cache_shards),
+            flights: Flights::default(),
             read_only: options.read_only,
             options,
             stats: Stats::new(env.clone(), base.checkpoint_lsn),

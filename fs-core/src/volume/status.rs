@@ -58,7 +58,7 @@ impl Volume {
     pub fn status(&self) -> VolumeStatus {
         let pages = |n: usize| n as u64 * self.page_bytes() as u64;
         let cache = CacheStatus {
-            capacity: self.options.cache_bytes as u64,
+            capacity: self.cache.capacity() as u64,
             resident: pages(self.cache.resident_pages()),
             dirty: self.cache.dirty_bytes() as u64,
             journal_only: pages(self.cache.inline_pages()),

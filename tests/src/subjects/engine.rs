@@ -6,6 +6,7 @@ use std::sync::Arc;
 use blockdev::BlockDevice;
 use blockdev::sim::{CutOptions, Discarded, EventKind, Image, SimDevice, SimOptions};
 use fs_core::api::FsOps;
+use fs_core::cache::policy::{PolicyKind, S3FifoOptions, TouchOptions};
 use fs_core::fsck::{CheckOptions, Report, check};
 use fs_core::{FormatOptions, MountOptions, PageSize, Volume};
 
@@ -54,6 +55,11 @@ pub fn mount_options(config: &Config) -> MountOptions {
             _ => *rng.pick(&[4 << 10, 16 << 10, 64 << 10]),
         },
         delta_bytes: *rng.pick(&[64 << 10, 1 << 20, 64 << 20]),
+        cache_policy: *rng.pick(&[
+            PolicyKind::Touch(TouchOptions::default()),
+            PolicyKind::S3Fifo(S3FifoOptions::default()),
+        ]),
+        cache_shards: *rng.pick(&[1, 16]),
         ..MountOptions::default()
     }
 }

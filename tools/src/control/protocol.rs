@@ -36,6 +36,11 @@ pub enum Request {
         /// MiB a second.
         rate: u32,
     },
+    /// Change what can be changed.
+    Tune {
+        /// Size of the page cache; absent: it stays.
+        cache_bytes: Option<u64>,
+    },
 }
 
 /// What the daemon answers.
@@ -79,6 +84,13 @@ pub enum Response {
         findings: u64,
         /// Everything was read.
         complete: bool,
+    },
+    /// Answer to a tune request: how it is now; the last line.
+    Tuned {
+        /// What the page cache may take.
+        cache_bytes: u64,
+        /// Bytes of the pages in it.
+        cached_bytes: u64,
     },
     /// The request cannot be answered; the last line.
     Error {

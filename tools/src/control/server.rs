@@ -17,6 +17,8 @@ use fs_core::{FsError, Ino, ScrubStats};
 use super::protocol::{Request, Response, receive, send};
 use super::status::{Explained, Extent};
 use crate::observe::Observed;
+use crate::options::check_cache;
+use crate::size;
 
 /// Clients at the same time.
 const MAX_CLIENTS: usize = 16;
@@ -148,6 +150,7 @@ impl Service {
             }
             Ok(Some(Request::Explain { ino, extents })) => self.explain(&mut stream, Ino(ino), extents),
             Ok(Some(Request::Scrub { rate })) => self.scrub(&mut stream, rate),
+            Ok(Some(Request::Tune { cache_bytes })) => send(&mut stream, &self.tune(cache_bytes)),
             Err(e) => send(&mut stream, &Response::Error { message: format!("not a request: {e}") }),
         }
     }
@@ -227,6 +230,18 @@ impl Service {
             Err(e) => error(&e.to_string()),
         };
         send(stream, &last)
+    }
+
+    fn tune(&self, cache_bytes: Option<u64>) -> Response {
+        if let Some(bytes) = cache_bytes {
+            if let Err(message) = check_cache(bytes) {
+                return error(&message);
+            }
+            self.observed.volume.set_cache_bytes(bytes as usize);
+            tracing::info!("the page cache may take {} now", size::show(bytes));
+        }
+        let cache = self.observed.volume.status().cache;
+        Response::Tuned { cache_bytes: cache.capacity, cached_bytes: cache.resident }
     }
 
     fn scrub(&self, stream: &mut UnixStream, rate: u32) -> io::Result<()> {
