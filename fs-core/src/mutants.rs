@@ -107,6 +107,21 @@ pub enum Mutant {
     TmpfileWithoutOrphan = 63,
     /// C3: the first name of a file and its leaving the list of orphans are two records.
     FirstNameInTwoSteps = 64,
+    /// R4: data that flies with its record is not waited for before the flush.
+    AckBeforeData = 65,
+    /// R4: the flush is submitted before the data that it must cover has completed.
+    FlushBeforeData = 66,
+    /// R6: data that failed in flight stays mapped.
+    KeepLostMapping = 67,
+    /// R6: what follows lost data is acknowledged before the device says that its superseding record is
+    /// durable.
+    AckBeforePublish = 68,
+    /// R1: old blocks that a file has got back come free all the same.
+    LeaveRecalledInLimbo = 69,
+    /// R6: a page flies although bytes of its old content are in the journal only.
+    FlyOverJournal = 70,
+    /// R8: pages are let go while their data is in flight.
+    LandWithoutPages = 71,
 }
 
 impl Mutant {
@@ -162,6 +177,13 @@ impl Mutant {
         Mutant::KeepCapability,
         Mutant::TmpfileWithoutOrphan,
         Mutant::FirstNameInTwoSteps,
+        Mutant::AckBeforeData,
+        Mutant::FlushBeforeData,
+        Mutant::KeepLostMapping,
+        Mutant::AckBeforePublish,
+        Mutant::LeaveRecalledInLimbo,
+        Mutant::FlyOverJournal,
+        Mutant::LandWithoutPages,
     ];
 
     /// The mutant of this number.

@@ -54,6 +54,7 @@ fn assert_met(coverage: &Coverage) {
         "blocks_reused",
         "inline_homed",
         "group_commits",
+        "flights",
         "epoch_changes",
         "cut within a clean remount",
         "power cuts during recovery",

@@ -40,6 +40,18 @@ impl Limbo {
         self.ready = (self.ready.0 + u64::from(len), self.ready.1 + 1);
     }
 
+    /// Takes out a run that the record `lsn` has freed, and that is used again; false: it is not here, or
+    /// the record is known to be durable.
+    pub fn recall(&mut self, start: u64, len: u32, lsn: Lsn) -> bool {
+        let freed = self.by_lsn.get(&(lsn, start)).is_some_and(|(l, _)| *l == len);
+        let here = freed && lsn > self.durable;
+        if here {
+            self.by_lsn.remove(&(lsn, start));
+            self.by_block.remove(&start);
+        }
+        here
+    }
+
     /// Is a block of `range` in limbo?
     pub fn intersects(&self, range: Range<u64>) -> bool {
         self.overlaps(range).next().is_some()
@@ -116,6 +128,20 @@ mod tests {
         assert_eq!(drain(&mut limbo), []);
         limbo.advance(Lsn(9), 1);
         assert_eq!(drain(&mut limbo), [(10, 4)]);
+    }
+
+    #[test]
+    fn what_is_recalled_does_not_come_free() {
+        let mut limbo = Limbo::default();
+        limbo.insert(50, 4, Lsn(7), 0);
+        limbo.insert(60, 4, Lsn(7), 0);
+        assert!(!limbo.recall(50, 3, Lsn(7)) && !limbo.recall(50, 4, Lsn(8)) && !limbo.recall(51, 4, Lsn(7)));
+        assert!(limbo.recall(50, 4, Lsn(7)));
+        assert!(!limbo.recall(50, 4, Lsn(7)) && !limbo.intersects(50..54));
+        limbo.advance(Lsn(9), 0);
+        assert!(!limbo.recall(60, 4, Lsn(7)), "it may be used by others at any time");
+        limbo.advance(Lsn(9), 1);
+        assert_eq!(drain(&mut limbo), [(60, 4)]);
     }
 
     #[test]

@@ -40,6 +40,24 @@ impl Allocator {
         Ok(())
     }
 
+    /// The record `lsn`, which freed this run by [`Self::free_deferred`], is superseded by one that uses it again:
+    /// it leaves limbo, in use. Call before the loader can see that. Errors: it does not wait for that
+    /// record. Never blocks on I/O.
+    pub fn recall(&self, run: BlockRun, lsn: Lsn) -> Result<()> {
+        self.geometry().check(run)?;
+        let mut admin = self.admin.lock();
+        for part in self.base.parts(run) {
+            let start = self.base.run(part.group, part.start, part.len).start;
+            if !admin.limbo.recall(start.0, part.len, lsn) {
+                return Err(corrupt(run, "called back although it is not in limbo"));
+            }
+            self.limbo_blocks.fetch_sub(part.len.into(), Ordering::Relaxed);
+            // A load that is under way may have seen it free.
+            self.keep_used_when_loaded(&mut admin, part);
+        }
+        Ok(())
+    }
+
     /// Gives back blocks that were allocated but neither written nor named in the journal; they are
     /// free at once. Errors as for [`Self::free_deferred`]. Never blocks on I/O.
     pub fn free_unwritten(&self, run: BlockRun) -> Result<()> {

@@ -1,5 +1,6 @@
 //! From page images to mapped blocks: allocate, write, and the changes that make it so.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockdev::{AlignedBuf, IoClass, Request};
@@ -11,7 +12,7 @@ use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
 use crate::stats::Stage;
 use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, PageNr};
-use crate::volume::{Volume, wait_all};
+use crate::volume::{Flight, Volume, wait_all};
 
 /// New content of a page, in memory that nobody else can change.
 pub(crate) struct PageImage {
@@ -124,25 +125,11 @@ impl Volume {
         placed: &[Placed],
         class: IoClass,
     ) -> Result<Vec<WrittenRun>> {
-        let mut images = images.into_iter();
-        let mut requests = Vec::new();
-        let mut written = Vec::new();
-        let mut bytes = 0;
-        for &Placed { page, run: blocks, pages, .. } in placed {
-            let bufs: Vec<AlignedBuf> = images.by_ref().take(pages as usize).map(|i| i.buf).collect();
-            let crcs = bufs.iter().map(|b| crc32c::crc32c(b)).collect();
-            let last_blocks = bufs.last().map_or(0, |b| b.len() / BLOCK_SIZE) as u8;
-            bytes += blocks.bytes() as u64;
-            requests.push(Request::write(blocks.start.offset(), bufs, false, class));
-            let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: Some(crcs) };
-            written.push(WrittenRun { page, run });
-        }
+        let (requests, written) = requests_for(images, placed, class);
         let outcome = wait_all(self.device.submit(requests));
-        self.note_unflushed(bytes);
+        self.note_unflushed(placed.iter().map(|p| p.run.bytes() as u64).sum());
         if let Err(e) = outcome {
-            for w in &written {
-                self.quarantine(w.run.blocks(self.page_blocks()));
-            }
+            placed.iter().for_each(|p| self.quarantine(p.run));
             return Err(e);
         }
         Ok(written)
@@ -198,7 +185,7 @@ impl Volume {
 
     /// The changes that map what was written and free what was there before, and by how many blocks
     /// the file has grown. The caller holds the pages exclusively.
-    fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
+    pub(super) fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
         let mut changes = Vec::new();
         let mut grown = 0;
         for w in written {
@@ -253,14 +240,18 @@ impl Volume {
 
     /// Applies changes and hands freed blocks to the allocator, to be used again when rule R1 allows.
     pub(crate) fn apply_changes(&self, changes: Vec<Change>, inode_delta: i64) -> Result<crate::types::Lsn> {
-        let freed: Vec<BlockRun> = changes
-            .iter()
-            .filter_map(|c| match c {
-                Change::Free { run } => Some(*run),
-                _ => None,
-            })
-            .collect();
-        let applied = self.meta.apply_with(changes, inode_delta, |lsn| {
+        self.apply_flying(changes, inode_delta, None)
+    }
+
+    /// As [`apply_changes`](Self::apply_changes), for changes that map data which may still be in flight.
+    pub(super) fn apply_flying(
+        &self,
+        changes: Vec<Change>,
+        inode_delta: i64,
+        flight: Option<Arc<Flight>>,
+    ) -> Result<crate::types::Lsn> {
+        let freed = freed_runs(&changes);
+        let applied = self.meta.apply_with(changes, inode_delta, flight, |lsn| {
             freed.iter().try_for_each(|run| self.space.alloc.free_deferred(*run, lsn))
         });
         if let Err(e @ FsError::Corrupt { .. }) = &applied {
@@ -283,6 +274,24 @@ impl Volume {
     }
 }
 
+/// The writes of images (ascending by page) to their places, and what will be there.
+pub(super) fn requests_for(
+    images: Vec<PageImage>,
+    placed: &[Placed],
+    class: IoClass,
+) -> (Vec<Request>, Vec<WrittenRun>) {
+    let mut images = images.into_iter();
+    let runs = placed.iter().map(|&Placed { page, run: blocks, pages, .. }| {
+        let bufs: Vec<AlignedBuf> = images.by_ref().take(pages as usize).map(|i| i.buf).collect();
+        let crcs = bufs.iter().map(|b| crc32c::crc32c(b)).collect();
+        let last_blocks = bufs.last().map_or(0, |b| b.len() / BLOCK_SIZE) as u8;
+        let request = Request::write(blocks.start.offset(), bufs, false, class);
+        let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: Some(crcs) };
+        (request, WrittenRun { page, run })
+    });
+    runs.unzip()
+}
+
 /// Frees the blocks of entries, joining neighbours.
 pub(crate) fn free_changes(entries: &[PageEntry]) -> Vec<Change> {
     let mut runs: Vec<BlockRun> = Vec::new();
@@ -295,7 +304,13 @@ pub(crate) fn free_changes(entries: &[PageEntry]) -> Vec<Change> {
     runs.into_iter().map(|run| Change::Free { run }).collect()
 }
 
-/// Blocks that the changes free.
+/// Runs that the changes free.
+pub(super) fn freed_runs(changes: &[Change]) -> Vec<BlockRun> {
+    let run = |c: &Change| if let Change::Free { run } = c { Some(*run) } else { None };
+    changes.iter().filter_map(run).collect()
+}
+
+/// Number of blocks that the changes free.
 pub(crate) fn freed_blocks(changes: &[Change]) -> i64 {
     let len = |c: &Change| if let Change::Free { run } = c { i64::from(run.len) } else { 0 };
     changes.iter().map(len).sum()

@@ -1,6 +1,7 @@
 //! The data of files: reading, buffered and direct writing, writeback, inline data, resizing.
 
 mod copy;
+mod flight;
 mod fsync;
 mod load;
 mod lost;

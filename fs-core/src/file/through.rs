@@ -14,14 +14,15 @@ use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
 use crate::volume::Volume;
 
 impl Volume {
-    /// Writes up to 1 MiB at `offset` as one atomic change, past the cache.
+    /// Writes up to 1 MiB at `offset` as one atomic change, past the cache. True: what `flags` say of
+    /// durability has been done; otherwise it is left to the caller.
     pub(crate) fn write_through(
         &self,
         inode: &Inode,
         offset: u64,
         data: &[u8],
         flags: IoFlags,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         match self.with_room(|| self.try_write_through(inode, offset, data, flags)) {
             Err(e) if is_full(&e) => {}
             outcome => return outcome,
@@ -35,13 +36,14 @@ impl Volume {
         self.with_room_at_last(|| self.try_write_through(inode, offset, data, flags))
     }
 
-    fn try_write_through(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
+    fn try_write_through(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<bool> {
         let page_size = self.page_size();
         let end = offset + data.len() as u64;
         let (first, last) = (page_size.page_of(offset), page_size.page_of(end - 1));
-        let (_admitted, _range) = self.lock_for_change(inode, first, last, || {
-            self.admit_cost(self.cost_of_pages(last.0 - first.0 + 1))
-        })?;
+        let pages = last.0 - first.0 + 1;
+        let cost = self.cost_of_pages(pages);
+        let cost = if flags.dsync { cost.or_back(pages) } else { cost };
+        let (_admitted, range) = self.lock_for_change(inode, first, last, || self.admit_cost(cost))?;
         let (size, deleted) = {
             let state = inode.state.lock();
             (state.item.size, state.deleted)
@@ -53,11 +55,22 @@ impl Volume {
         let images = (first.0..=last.0)
             .map(|p| self.image(inode, PageNr(p), offset, data, size, new_size))
             .collect::<Result<Vec<_>>>()?;
-        let pages = images.len();
+        let before = match flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
+            true => self.may_fly(inode, &images, end, flags)?,
+            false => None,
+        };
         let goal = self.goal_near(inode, first)?;
         let (mut hold, comes_back) = self.hold_for_images(inode, first, &images)?;
         let lens: Vec<_> = images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
         let placed = self.place_pages(&lens, goal, &mut hold, comes_back)?;
+        if let Some(before) = before {
+            let outcome =
+                self.write_in_flight(inode, (images, &placed, &before), &mut hold, flags.sync, range);
+            self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
+            outcome?;
+            self.count_pages(&self.counters.direct_pages, pages as usize);
+            return Ok(true);
+        }
         let now = self.env.now();
         // The last page's image may hold bytes behind this write that were only in the cache until
         // now: they are on the device with it.
@@ -76,8 +89,8 @@ impl Volume {
             self.drop_frames(inode, first, last);
         }
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
-        self.count_pages(&self.counters.direct_pages, pages);
-        Ok(())
+        self.count_pages(&self.counters.direct_pages, pages as usize);
+        Ok(false)
     }
 
     /// The new content of a page: the write's bytes over what is there.

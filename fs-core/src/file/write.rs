@@ -41,8 +41,9 @@ impl Volume {
         self.check_writable()?;
         let small_sync = flags.dsync && !flags.direct && data.len() <= self.inline_limit();
         let mut done = 0;
+        let mut durable = false;
         if small_sync {
-            self.write_small_sync(inode, offset, data, flags)?;
+            durable = self.write_small_sync(inode, offset, data, flags)?;
             done = data.len();
         }
         while done < data.len() {
@@ -54,20 +55,26 @@ impl Volume {
             };
             let room = most - (at % self.page_bytes() as u64) as usize;
             let piece = &data[done..data.len().min(done + room)];
+            // One commit for all the pieces.
+            let alone = piece.len() == data.len();
+            let piece_flags = IoFlags { dsync: flags.dsync && alone, sync: flags.sync && alone, ..flags };
             let outcome = if flags.direct || flags.dsync {
-                self.write_through(inode, at, piece, flags)
+                self.write_through(inode, at, piece, piece_flags)
             } else {
-                self.write_buffered(inode, at, piece, flags)
+                self.write_buffered(inode, at, piece, flags).map(|()| false)
             };
             match outcome {
                 // As write(2): what fits is written.
                 Err(e) if done > 0 && is_full(&e) => break,
-                outcome => outcome?,
+                outcome => durable = outcome?,
             }
             if mutants::active(Mutant::SplitDirectWrite) {
                 self.commit()?;
             }
             done += piece.len();
+        }
+        if durable {
+            return Ok(done);
         }
         if flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
             self.sync_range(inode, offset, done, !flags.sync)?;
@@ -92,8 +99,8 @@ impl Volume {
     }
 
     /// A small synchronous write: its bytes go into the cache and into the open batch in one step, so
-    /// that no commit can carry only a part of them (contract C2).
-    fn write_small_sync(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<()> {
+    /// that no commit can carry only a part of them (contract C2). True: they are durable already.
+    fn write_small_sync(&self, inode: &Inode, offset: u64, data: &[u8], flags: IoFlags) -> Result<bool> {
         self.throttle_dirty(inode)?;
         let page_size = self.page_size();
         let first = page_size.page_of(offset);
@@ -110,7 +117,7 @@ impl Volume {
                     Ok(room) => {
                         self.fill_frames(inode, offset, data, flags, room)?;
                         self.inline_frames(inode, first, last, pages as usize)?;
-                        return Ok(());
+                        return Ok(false);
                     }
                     Err(e) if is_full(&e) => {}
                     Err(e) => return Err(e),

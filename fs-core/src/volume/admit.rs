@@ -48,6 +48,11 @@ impl Cost {
         Cost { items: Self::SMALL.items + items, bytes: Self::SMALL.bytes + bytes as u64 + 32 * items }
     }
 
+    /// The same change of `pages` pages, and one that takes it back.
+    pub(crate) fn or_back(self, pages: u64) -> Cost {
+        Cost { bytes: self.bytes + 80 * pages, ..self }
+    }
+
     /// A change of a few inodes and the bytes of `pages` pages, `bytes` in all.
     pub(crate) fn inline(pages: u64, bytes: usize) -> Cost {
         Cost { items: Self::SMALL.items + pages, bytes: Self::SMALL.bytes + bytes as u64 + 64 * pages }

@@ -2,15 +2,18 @@
 //!
 //! Whoever needs an LSN durable calls [`Volume::commit`]. One caller becomes the leader, takes all
 //! batches, writes their records, flushes once, and wakes the others; what is applied meanwhile goes
-//! with the next leader. The flush is submitted after every write it must cover has completed: data
-//! is written before its mapping is applied, records before the flush (rule R4).
+//! with the next leader. The flush is submitted after every write it must cover has completed: the
+//! records, and the data that flies with them; other data is written before its mapping is applied
+//! (rules R4 and R7).
 //!
 //! A failed journal write or flush ends the epoch (rule R6): nothing is acknowledged any more, and
-//! nothing is written, until the volume is mounted again.
+//! nothing is written, until the volume is mounted again. Data that fails in flight is superseded in
+//! the same lead: see [`super::flight`].
 //!
 //! Lock order: `CommitState` before `JournalWriter`; neither is held while waiting for the device
 //! except the writer by the one leader.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -18,6 +21,7 @@ use blockdev::{IoClass, Pending, Request};
 use parking_lot::{Condvar, Mutex};
 
 use super::Volume;
+use super::flight::Flight;
 use super::meta::Batch;
 use crate::error::{FsError, Result};
 use crate::journal::JournalWriter;
@@ -220,22 +224,50 @@ impl Volume {
         Ok(())
     }
 
-    fn write_batches(&self, force_empty: bool) -> Result<Written> {
-        let durable = self.commit.durable();
+    /// Writes and flushes everything that is ready. If data fails that is in flight with its record, it goes
+    /// on until the record that supersedes that one is durable, and the device says so: until then
+    /// recovery would end at the one whose data is bad (rule R6).
+    fn write_batches(&self, mut force_empty: bool) -> Result<Written> {
         let before = (self.stats.spent(Stage::Journal), self.stats.spent(Stage::Flush));
+        let mut carried = self.commit.durable();
+        let mut changes = Lsn(0);
+        let mut superseding = Lsn(0);
+        let mut unflushed = false;
+        loop {
+            let batches = self.meta.take_batches(force_empty);
+            // Data written from here on belongs to a later batch; a flush for it now is harmless.
+            unflushed |= self.unflushed.swap(0, Ordering::SeqCst) > 0;
+            let (last, lost) = self.write_records(&batches, carried, unflushed)?;
+            changes = batches.iter().rfind(|b| !b.changes.is_empty()).map_or(changes, |b| b.lsn);
+            if !lost.is_empty() {
+                (force_empty, unflushed) = (false, true);
+                superseding = self.supersede(&lost)?;
+                continue;
+            }
+            if superseding <= carried || mutants::active(Mutant::AckBeforePublish) {
+                let spent = |stage, before| self.stats.spent(stage).wrapping_sub(before);
+                let took = (spent(Stage::Journal, before.0), spent(Stage::Flush, before.1));
+                return Ok(Written { durable: last, published: carried, changes, took });
+            }
+            (force_empty, unflushed, carried) = (true, false, last);
+        }
+    }
+
+    /// Writes the records of batches and waits for them and for the data that flies with them; then flushes,
+    /// unless data was lost, which it returns. Also returns the LSN of the last record.
+    fn write_records(&self, batches: &[Batch], carried: Lsn, unflushed: bool) -> Result<(Lsn, Lost)> {
         let writing = self.stats.time(Stage::Journal);
-        let batches = self.meta.take_batches(force_empty);
-        // Data written from here on belongs to a later batch; a flush for it now is harmless.
-        let unflushed = self.unflushed.swap(0, Ordering::SeqCst);
         let mut journal = self.commit.journal.lock();
         let records = batches
             .iter()
-            .map(|batch| self.place_record(&mut journal, batch, durable))
+            .map(|batch| self.place_record(&mut journal, batch, carried))
             .collect::<Result<Vec<_>>>()?;
         let last = journal.last_lsn();
         drop(journal);
-        let fua = records.len() == 1 && unflushed == 0 && !mutants::active(Mutant::NoFlushOnCommit);
-        let requests = records
+        let flying = batches.iter().any(|b| !b.flights.is_empty());
+        let flush = !mutants::active(Mutant::NoFlushOnCommit);
+        let fua = records.len() == 1 && !unflushed && !flying && flush;
+        let requests: Vec<Request> = records
             .into_iter()
             .map(|(addr, buf)| Request::write(addr.offset(), vec![buf], fua, IoClass::Log))
             .collect();
@@ -243,11 +275,17 @@ impl Volume {
             self.device.flush()?;
         }
         let written = wait_all(self.device.submit(requests));
+        if mutants::active(Mutant::FlushBeforeData) {
+            self.device.flush()?;
+        }
+        // Before anything else, also if the records have failed: the pages are let go then.
+        let lost = land(batches);
         drop(writing);
         if !mutants::active(Mutant::IgnoreRecordFailure) {
             written?;
         }
-        if !fua && !mutants::active(Mutant::NoFlushOnCommit) && !mutants::active(Mutant::FlushBeforeRecord) {
+        let early = [Mutant::FlushBeforeRecord, Mutant::FlushBeforeData].into_iter().any(mutants::active);
+        if lost.is_empty() && flush && !fua && !early {
             let flushing = self.stats.time(Stage::Flush);
             let flushed = self.device.flush();
             drop(flushing);
@@ -255,11 +293,8 @@ impl Volume {
                 flushed?;
             }
         }
-        self.count_commit(&batches);
-        let changes = batches.iter().rfind(|b| !b.changes.is_empty()).map_or(Lsn(0), |b| b.lsn);
-        let spent = |stage, before| self.stats.spent(stage).wrapping_sub(before);
-        let took = (spent(Stage::Journal, before.0), spent(Stage::Flush, before.1));
-        Ok(Written { durable: last, published: durable, changes, took })
+        self.count_commit(batches);
+        Ok((last, lost))
     }
 
     fn place_record(
@@ -316,6 +351,18 @@ impl Volume {
         // data still needs.
         self.write_empty_record()
     }
+}
+
+/// Flights that have failed, each with the LSN of its record.
+type Lost = Vec<(Lsn, Arc<Flight>)>;
+
+/// Waits for the data that flies with the batches; returns what is lost of it.
+fn land(batches: &[Batch]) -> Lost {
+    if mutants::active(Mutant::AckBeforeData) {
+        return Vec::new();
+    }
+    let flights = batches.iter().flat_map(|b| b.flights.iter().map(|flight| (b.lsn, flight)));
+    flights.filter(|(_, flight)| flight.land().is_err()).map(|(lsn, flight)| (lsn, flight.clone())).collect()
 }
 
 /// Waits for all; the first error, if any, after all have completed.

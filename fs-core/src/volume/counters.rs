@@ -62,6 +62,10 @@ counters! {
     writeback_pages,
     /// Pages written by direct or synchronous writes.
     direct_pages,
+    /// Writes whose data was in flight together with the record that maps it.
+    flights,
+    /// Those of them whose data was lost, so that a later record had to supersede theirs (rule R6).
+    lost_flights,
     /// Blocks that were allocated again after having been freed in this mount.
     blocks_reused,
     /// Blocks taken from the cushion, as no other run was free (contract C9).

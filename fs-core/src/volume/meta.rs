@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::flight::Flight;
 use crate::delta::Delta;
 use crate::error::{FsError, Result};
 use crate::format::pending::PendingEntry;
@@ -39,6 +40,8 @@ pub(crate) struct Batch {
     pub(crate) changes: Vec<Change>,
     /// Inodes of the volume after it.
     pub(crate) inodes: u64,
+    /// Data that it maps and that may still be in flight.
+    pub(crate) flights: Vec<Arc<Flight>>,
     bytes: usize,
     latest: HashMap<Key, usize>,
 }
@@ -121,15 +124,17 @@ impl MetaStore {
     /// Applies the changes of one operation, all or nothing; returns the LSN of the record that
     /// will carry them.
     pub(crate) fn apply(&self, changes: Vec<Change>, inode_delta: i64) -> Result<Lsn> {
-        self.apply_with(changes, inode_delta, |_| Ok(()))
+        self.apply_with(changes, inode_delta, None, |_| Ok(()))
     }
 
     /// As [`apply`](Self::apply); `first` is told the LSN before anybody can see the changes. It
-    /// must not block, and if it fails nothing is applied.
+    /// must not block, and if it fails nothing is applied. Whoever writes the record waits for the
+    /// data in `flight`, which the changes map.
     pub(crate) fn apply_with(
         &self,
         changes: Vec<Change>,
         inode_delta: i64,
+        flight: Option<Arc<Flight>>,
         first: impl FnOnce(Lsn) -> Result<()>,
     ) -> Result<Lsn> {
         let bytes: usize = changes.iter().map(Change::encoded_len).sum();
@@ -151,6 +156,7 @@ impl MetaStore {
                 meta.batch.push(change);
             }
         }
+        meta.batch.flights.extend(flight);
         meta.inodes = meta.inodes.saturating_add_signed(inode_delta);
         Ok(lsn)
     }

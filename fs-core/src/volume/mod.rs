@@ -7,6 +7,7 @@
 //! 3. `homing` (shared by writers that put data into the journal, exclusive to shut them out)
 //! 4. an inode's page ranges ([`crate::file::RangeLock`]). Whoever changes mappings or sizes waits for the
 //!    inode's tail ([`crate::file::Tail`]) before 2, with no lock held, and looks again with the range.
+//!    Synchronous overwrites hold theirs until they are durable: whoever leads a commit takes none of these.
 //! 5. an inode's extended attributes
 //! 6. an inode's state (several: by ascending inode number)
 //! 7. a page frame
@@ -24,6 +25,7 @@ mod commit;
 mod counters;
 mod draining;
 mod explain;
+mod flight;
 mod followers;
 mod format;
 mod journal_area;
@@ -49,6 +51,7 @@ pub(crate) use commit::wait_all;
 pub use counters::CounterValues;
 pub(crate) use draining::Draining;
 pub use explain::{Explanation, Extent};
+pub(crate) use flight::{Flight, WayBack};
 pub use followers::{ClaimLost, FollowerClaim, FollowerPosition};
 pub use format::FormatOptions;
 pub(crate) use mount::{tree_root, tree_state};

@@ -2,8 +2,8 @@
 //! the volume is in use.
 //!
 //! What a slice of the work reads of the tree is kept from being reused by holding that tree; data
-//! is not. So a page that is wrong is looked up again: if it has moved meanwhile, it is read where it
-//! is now; if not, its blocks have been its own all the time, and it is really wrong.
+//! is not. So a page that is wrong is looked up again, and read where it is now, while it can neither move
+//! nor be in flight: then it is really wrong.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -22,9 +22,6 @@ const SLICE: usize = 512;
 
 /// Memory for the nodes of a slice. Small: they have to come from the device.
 const CACHE_BYTES: usize = 1 << 20;
-
-/// Times that a page which does not stay in its place is looked up again.
-const TRIES: usize = 8;
 
 /// Below and above all keys.
 const FIRST: Key = Key::new(Ino(0), ItemKind::Inode, 0);
@@ -62,7 +59,8 @@ pub type Pace<'a> = dyn FnMut(&ScrubStats) -> ControlFlow<()> + 'a;
 
 impl Volume {
     /// Reads everything and verifies it. Begins with a checkpoint, so that all that was written before the
-    /// call is seen; changes nothing else, takes no lock for longer than a look-up. Blocks for as long as
+    /// call is seen; changes nothing else, takes no lock for longer than a look-up, and
+    /// reading a page that seems wrong. Blocks for as long as
     /// reading the volume takes.
     pub fn scrub(&self, pace: &mut Pace<'_>, found: &mut dyn FnMut(ScrubFinding)) -> Result<ScrubStats> {
         if !self.read_only() {
@@ -176,7 +174,7 @@ impl Scrub<'_> {
             bytes += completion.bufs.iter().map(|b| b.len() as u64).sum::<u64>();
             self.stats.pages += 1;
             let wrong = judge(&entry, &completion.bufs, &completion.result);
-            if let Some(wrong) = wrong.and_then(|w| self.look_again(key.ino, page, entry, w)) {
+            if let Some(wrong) = wrong.and_then(|w| self.look_again(key.ino, page, w)) {
                 let offset = self.volume.page_size().start_of(page);
                 self.report(Some(key.ino), offset, wrong);
             }
@@ -184,25 +182,22 @@ impl Scrub<'_> {
         self.step(bytes);
     }
 
-    /// The page was wrong; `Some`: it still is, in a place that did not change.
-    fn look_again(&self, ino: Ino, page: PageNr, mut seen: PageEntry, mut wrong: String) -> Option<String> {
-        for _ in 0..TRIES {
-            let mut now = [PageEntry::Hole];
-            self.volume.meta.pages(ino, page, &mut now).ok()?;
-            if now[0] == seen {
-                return Some(wrong);
-            }
-            seen = now[0];
-            let blocks = match &seen {
-                PageEntry::Mapped(blocks, _) => *blocks,
-                _ => return None,
-            };
-            let buf = AlignedBuf::zeroed(blocks.run().bytes());
-            let request = Request::read(blocks.start.offset(), vec![buf], IoClass::Background);
-            let completion = self.volume.device.execute(request);
-            wrong = judge(&seen, &completion.bufs, &completion.result)?;
-        }
-        None
+    /// The page was wrong; `Some`: it still is, where it is now. Nobody moves it meanwhile, and what was
+    /// in flight has landed.
+    fn look_again(&self, ino: Ino, page: PageNr, wrong: String) -> Option<String> {
+        let inode = match self.volume.inodes.get(&self.volume.meta, ino) {
+            Ok(inode) => inode,
+            Err(FsError::Posix(libc::ESTALE)) => return None, // deleted
+            Err(_) => return Some(wrong),
+        };
+        let _range = inode.ranges.lock(page, page, false);
+        let mut now = [PageEntry::Hole];
+        self.volume.meta.pages(ino, page, &mut now).ok()?;
+        let PageEntry::Mapped(blocks, _) = &now[0] else { return None };
+        let buf = AlignedBuf::zeroed(blocks.run().bytes());
+        let request = Request::read(blocks.start.offset(), vec![buf], IoClass::Background);
+        let completion = self.volume.device.execute(request);
+        judge(&now[0], &completion.bufs, &completion.result)
     }
 }
 

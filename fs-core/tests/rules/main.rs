@@ -12,6 +12,7 @@ mod c2_atomic;
 mod c3_names;
 mod c7_checksums;
 mod c8_hostile;
+mod flights;
 mod mutants;
 mod r1_reuse;
 mod r2_epochs;

@@ -36,6 +36,36 @@ fn freed_blocks_wait_for_their_record() {
 }
 
 #[test]
+fn what_is_recalled_is_in_use_again() {
+    let (a, _disk) = empty(2);
+    let one = a.alloc(&data(8, 8, 4), None).unwrap();
+    let two = a.alloc(&data(8, 8, 4), None).unwrap();
+    a.free_deferred(one, Lsn(10)).unwrap();
+    a.free_deferred(two, Lsn(10)).unwrap();
+    assert!(corrupt(a.recall(one, Lsn(11))) && corrupt(a.recall(run(one.start.0, 4), Lsn(10))));
+    a.recall(one, Lsn(10)).unwrap();
+    assert!(corrupt(a.recall(one, Lsn(10))));
+    assert_eq!(a.limbo_blocks(), 8);
+    assert_eq!(a.publish(Lsn(20)).unwrap(), 8);
+    assert!(!gives(&a, one));
+    a.free_deferred(one, Lsn(21)).unwrap();
+    assert_eq!(a.publish(Lsn(21)).unwrap(), 8);
+    assert_eq!(a.alloc(&data(64, 1, 1), None).unwrap(), one);
+}
+
+/// A group that is loaded only later: its bits may have been looked at while the run was free.
+#[test]
+fn what_is_recalled_is_in_use_where_nothing_is_loaded() {
+    let disk = Disk::new(2048);
+    disk.set(run(600, 10), true);
+    let a = open(2048, config(), &disk);
+    a.free_deferred(run(600, 10), Lsn(1)).unwrap();
+    disk.set(run(600, 10), false);
+    a.recall(run(600, 10), Lsn(1)).unwrap();
+    assert!(!gives(&a, run(600, 10)));
+}
+
+#[test]
 fn freed_blocks_wait_for_io_in_flight() {
     let (a, _disk) = empty(1);
     let run = a.alloc(&data(504, 504, 1), None).unwrap();
