@@ -62,7 +62,9 @@ fn what_is_recalled_is_in_use_where_nothing_is_loaded() {
     a.free_deferred(run(600, 10), Lsn(1)).unwrap();
     disk.set(run(600, 10), false);
     a.recall(run(600, 10), Lsn(1)).unwrap();
+    a.reserve_done(&(0..2048 / u64::from(GROUP)).map(GroupNr).collect::<Vec<_>>()).unwrap();
     assert!(!gives(&a, run(600, 10)));
+    assert!(a.free_blocks() < 2048 / 2, "the others are given");
 }
 
 #[test]
