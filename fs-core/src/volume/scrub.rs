@@ -190,7 +190,7 @@ impl Scrub<'_> {
             Err(FsError::Posix(libc::ESTALE)) => return None, // deleted
             Err(_) => return Some(wrong),
         };
-        let _range = inode.ranges.lock(page, page, false);
+        let _range = self.volume.lock_pages(&inode, page, page, false);
         let mut now = [PageEntry::Hole];
         self.volume.meta.pages(ino, page, &mut now).ok()?;
         let PageEntry::Mapped(blocks, _) = &now[0] else { return None };

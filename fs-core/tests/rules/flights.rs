@@ -122,8 +122,10 @@ fn lost_data_costs_nobody_anything_else() {
             assert!(matches!(error, Err(FsError::Device(_))), "{error:?}");
             assert_eq!(sim.pending_faults(), 0);
             assert_eq!(v.failure(), None, "one bad sector does not stop the volume");
-            all.sync(&v);
             let when = format!("after data was lost ({effect:?}, round {round})");
+            v.commit().unwrap();
+            all.check_device(&after_power_cut(&sim), &format!("{when}, and a power cut at once"));
+            all.sync(&v);
             all.check(&v, &when);
             all.check_device(&after_power_cut(&sim), &format!("{when} and a power cut"));
             if round % 2 == i as u64 % 2 {
