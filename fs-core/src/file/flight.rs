@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::format::{Change, PageEntry};
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
+use crate::stats::Stage;
 use crate::types::{BLOCK_SIZE, Lsn, PageNr};
 use crate::volume::{Flight, Volume, WayBack};
 
@@ -81,7 +82,9 @@ impl Volume {
         };
         let old = freed_runs(&changes);
         let way_back = WayBack::new(inode.ino, first, before, old, placed.iter().map(|p| p.run).collect());
+        let writing = self.stats.time_for(Stage::Data, inode.usage.class());
         let flight = Flight::new(self.device.submit(requests), way_back);
+        drop(writing);
         let applied = self.apply_flight(inode, changes, sync, &flight);
         let mut pages = Some(range);
         if mutants::active(Mutant::LandWithoutPages) {

@@ -278,9 +278,11 @@ impl Volume {
         if mutants::active(Mutant::FlushBeforeData) {
             self.device.flush()?;
         }
-        // Before anything else, also if the records have failed: the pages are let go then.
-        let lost = land(batches);
         drop(writing);
+        // Also if the records have failed: the pages are let go then.
+        let landing = flying.then(|| self.stats.time(Stage::Data));
+        let lost = land(batches);
+        drop(landing);
         if !mutants::active(Mutant::IgnoreRecordFailure) {
             written?;
         }
