@@ -196,10 +196,10 @@ fn workload(v: &Volume) -> BTreeMap<String, u64> {
             .lookup(Ino::ROOT, name.as_bytes())
             .or_else(|_| v.create(Ino::ROOT, name.as_bytes(), 0o644, OWNER));
         let Ok(ino) = found.map(|attr| attr.ino) else { continue };
-        let flags = [BUFFERED, DIRECT][round as usize % 2];
+        let flags = [BUFFERED, DIRECT, DIRECT_DSYNC][round as usize / 3 % 3];
         let Ok(n) = v.write(ino, 0, &data, flags) else { continue };
         assert_eq!(n, data.len());
-        if v.fsync(ino, false).is_ok() {
+        if flags.dsync || v.fsync(ino, false).is_ok() {
             promised.insert(name, round);
         }
         if round % 4 == 3 {
