@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,12 +36,15 @@ const MEMORY: u64 = 768 * MIB;
 struct Amount {
     file: u64,
     files: u64,
+    /// Files that are removed with `rm -rf`, and how deep the tree beside them is.
+    removed: u64,
+    deep: u64,
 }
 
-const SHORT: Amount = Amount { file: 256 * MIB, files: 40_000 };
-const FULL: Amount = Amount { file: 4096 * MIB, files: 1_000_000 };
+const SHORT: Amount = Amount { file: 256 * MIB, files: 40_000, removed: 5_000, deep: 200 };
+const FULL: Amount = Amount { file: 4096 * MIB, files: 1_000_000, removed: 100_000, deep: 1000 };
 
-/// Runs both parts, each on a new volume.
+/// Runs all parts, each on a new volume.
 pub fn run(plan: &Plan, work: &WorkDir, tally: &mut Tally) -> Result<()> {
     if plan.kind != Kind::Dbfs {
         bail!("only dbfs tells how much metadata it has");
@@ -50,7 +54,12 @@ pub fn run(plan: &Plan, work: &WorkDir, tally: &mut Tally) -> Result<()> {
     let name = format!("{} MiB overwritten at random", amount.file / MIB);
     tally.step(&name, || overwrite(&mut volume, amount.file, plan.seed))?;
     let mut volume = mounted(plan, work, "files", 16 << 30)?;
-    tally.step(&format!("{} files in a directory", amount.files), || many_files(&mut volume, amount.files))
+    tally
+        .step(&format!("{} files in a directory", amount.files), || many_files(&mut volume, amount.files))?;
+    // A small file takes a page, an inode and a name.
+    let mut volume = mounted(plan, work, "removal", amount.removed * 20 * 1024 + 128 * MIB)?;
+    let name = format!("rm -rf of {} files on a full volume", amount.removed);
+    tally.step(&name, || removal(&mut volume, amount.removed, amount.deep))
 }
 
 fn mounted(plan: &Plan, work: &WorkDir, name: &str, size: u64) -> Result<Dbfs> {
@@ -163,6 +172,53 @@ fn many_files(volume: &mut Dbfs, count: u64) -> Result<()> {
     fs::remove_dir(&dir)?;
     volume.unmount()?;
     volume.check()
+}
+
+/// Removes a large and a deep tree from a volume that has no space left.
+fn removal(volume: &mut Dbfs, files: u64, depth: u64) -> Result<()> {
+    let free = free_blocks(volume.dir())?;
+    let tree = volume.dir().join("tree");
+    for i in 0..files {
+        if i % 1000 == 0 {
+            fs::create_dir_all(tree.join((i / 1000).to_string()))?;
+        }
+        small_file(&tree.join((i / 1000).to_string()), i)?;
+    }
+    let deep = tree.join("deep");
+    fs::create_dir_all(deep.join("d/".repeat(depth as usize)))?;
+    fill(&volume.dir().join("filler"))?;
+    let removed = Command::new("rm").arg("-rf").arg(&tree).status()?;
+    ensure!(removed.success() && !tree.try_exists()?, "rm -rf failed: {removed}");
+    let memory = volume.peak_memory()?;
+    ensure!(memory <= MEMORY, "the daemon had more than {} MiB of memory", MEMORY / MIB);
+    fs::remove_file(volume.dir().join("filler"))?;
+    volume.unmount()?;
+    volume.check()?;
+    volume.mount()?;
+    let left = free_blocks(volume.dir())?;
+    // Nodes of the emptied directory tree may stay.
+    ensure!(left + MIB / 4096 >= free, "{free} blocks were free before, {left} afterwards");
+    volume.unmount()
+}
+
+/// Writes until there is no space left.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = File::create(path)?;
+    let bytes = vec![7; MIB as usize];
+    loop {
+        match file.write(&bytes) {
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => break,
+            Err(e) => return Err(e).context("cannot fill the volume"),
+        }
+    }
+    file.sync_all().context("cannot sync the full volume")
+}
+
+/// Free blocks of 4 KiB of the file system at `dir`.
+fn free_blocks(dir: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bfree * stat.f_frsize / 4096)
 }
 
 fn file_name(i: u64) -> String {
