@@ -135,8 +135,7 @@ impl<'a> ItemCheck<'a> {
 
     fn symlink(&mut self, key: Key, value: &[u8]) {
         let so_far = self.current.as_ref().map_or(0, |c| c.target);
-        let follows = key.offset.checked_mul(MAX_VALUE as u64) == Some(so_far);
-        if !follows || value.is_empty() || value.contains(&0) {
+        if !continues_target(so_far, key, value) {
             return self.bad_item(key, "not a part of the target of a symbolic link");
         }
         if let Some(c) = &mut self.current {
@@ -185,7 +184,11 @@ impl<'a> ItemCheck<'a> {
                 format!("page {page} of inode {}", key.ino)
             });
             self.stats.data_blocks += len;
-            if self.reserved.is_violated(blocks.birth, run) {
+            if self.reserved.is_future(blocks.birth) {
+                self.findings.add(ProblemKind::Reservation, Some(key.ino), Some(run.start), || {
+                    format!("page {page} says that it is of record {}, which is not there yet", blocks.birth)
+                });
+            } else if self.reserved.is_violated(blocks.birth, run) {
                 self.findings.add(ProblemKind::Reservation, Some(key.ino), Some(run.start), || {
                     format!("page {page} is in {}, in a group that its epoch has not reserved", run_text(run))
                 });
@@ -277,4 +280,10 @@ fn contradictions(
         ));
     }
     out
+}
+
+/// This item is the next part of a symbolic link's target of which there are `so_far` bytes.
+pub(crate) fn continues_target(so_far: u64, key: Key, value: &[u8]) -> bool {
+    let follows = key.offset.checked_mul(MAX_VALUE as u64) == Some(so_far);
+    follows && !value.is_empty() && !value.contains(&0)
 }

@@ -29,6 +29,7 @@ pub use report::{MAX_PROBLEMS, Problem, ProblemKind, Report, Stats, VolumeSummar
 pub(crate) use blocks::BlockSet;
 pub(crate) use data::DataChecker;
 pub(crate) use fixed::{FoundSlot, for_each_slot, misplaced_slots, read_copy};
+pub(crate) use items::continues_target;
 pub(crate) use merge::{Item, Merge, Pages};
 pub(crate) use paths::Names;
 pub(crate) use report::{Findings, escape};

@@ -11,6 +11,8 @@ pub(super) struct Reserved {
     groups: Vec<(u64, u64)>,
     /// What was born behind this record was written by that epoch.
     since: Lsn,
+    /// The last record there is.
+    last: Lsn,
 }
 
 impl Reserved {
@@ -29,7 +31,12 @@ impl Reserved {
             }
         }
         let since = recovered.slot.journal.last().map_or(Lsn(u64::MAX), |own| own.start.lsn);
-        Self { group_blocks: recovered.superblock.group_blocks.into(), groups, since }
+        Self {
+            group_blocks: recovered.superblock.group_blocks.into(),
+            groups,
+            since,
+            last: recovered.end.lsn,
+        }
     }
 
     /// The epoch may write to this run.
@@ -38,6 +45,11 @@ impl Reserved {
         let last = run.end().0.saturating_sub(1) / self.group_blocks;
         let behind = self.groups.partition_point(|(from, _)| *from <= first);
         behind.checked_sub(1).is_some_and(|i| last < self.groups[i].1)
+    }
+
+    /// Nothing can be of this birth yet.
+    pub(super) fn is_future(&self, birth: Lsn) -> bool {
+        birth > self.last
     }
 
     /// Data of this birth was written by the epoch, and where it must not be.

@@ -14,8 +14,8 @@ use crate::delta::Delta;
 use crate::file::ORPHAN_TRUNCATE;
 use crate::format::dirent::{BUCKET_MAX, NameEntry, decode_bucket, encode_bucket, name_hash};
 use crate::format::{Chunk, InodeItem, ItemKind, Key, PageEntry, Superblock};
-use crate::fsck::{BlockSet, Item, Pages};
-use crate::types::{CHUNK_PAGES, Ino, PageNr};
+use crate::fsck::{BlockSet, Item, Pages, continues_target};
+use crate::types::{CHUNK_PAGES, Ino, Lsn, PageNr};
 
 /// New values of items; `None`: the item goes.
 pub(super) type Changes = BTreeMap<Key, Option<Vec<u8>>>;
@@ -42,6 +42,14 @@ struct Current {
     xattrs: Xattrs,
 }
 
+/// When the repair takes place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) now: Timestamp,
+    /// The record that the repaired volume begins with.
+    pub(super) lsn: Lsn,
+}
+
 /// Makes the changes.
 pub(super) struct Fix<'a> {
     pub(super) sb: &'a Superblock,
@@ -50,7 +58,7 @@ pub(super) struct Fix<'a> {
     pub(super) loss: &'a Loss,
     /// Pages that have been written anew.
     pub(super) moved: BTreeMap<(Ino, PageNr), PageEntry>,
-    pub(super) now: Timestamp,
+    pub(super) at: Moment,
     pub(super) log: &'a mut Log,
     current: Option<Current>,
     /// There is something of the root directory.
@@ -67,7 +75,7 @@ impl<'a> Fix<'a> {
         decisions: &'a Decisions,
         loss: &'a Loss,
         moved: BTreeMap<(Ino, PageNr), PageEntry>,
-        now: Timestamp,
+        at: Moment,
         log: &'a mut Log,
     ) -> Self {
         Self {
@@ -76,7 +84,7 @@ impl<'a> Fix<'a> {
             decisions,
             loss,
             moved,
-            now,
+            at,
             log,
             current: None,
             root_seen: false,
@@ -197,9 +205,8 @@ impl<'a> Fix<'a> {
 
     fn symlink(&mut self, key: Key, value: &[u8], old: Old<'_>) {
         let c = self.current.get_or_insert_default();
-        let follows = key.offset.checked_mul(crate::format::node::MAX_VALUE as u64) == Some(c.target);
         let wanted = kind_of(self.facility, key.ino) == Some(FileType::Symlink);
-        if !follows || !wanted || value.is_empty() || value.contains(&0) {
+        if !wanted || !continues_target(c.target, key, value) {
             return self.set(key, None, old);
         }
         c.target += value.len() as u64;
@@ -268,9 +275,21 @@ impl<'a> Fix<'a> {
             if page.0 >= end && (truncating || (data && !self.loss.concerns(key.ino))) {
                 *entry = PageEntry::Hole;
             }
+            self.date(key.ino, page, entry);
         }
         self.count(first, &new);
         self.put_pages(key, pages, new, old);
+    }
+
+    /// Nothing can be younger than the volume.
+    fn date(&mut self, ino: Ino, page: PageNr, entry: &mut PageEntry) {
+        let (PageEntry::Mapped(blocks, _) | PageEntry::Unwritten(blocks)) = entry else { return };
+        if blocks.birth > self.at.lsn {
+            self.log.act(Class::Inodes, Some(ino.0), || {
+                format!("page {page} says that it is of record {}, which is not there yet", blocks.birth)
+            });
+            blocks.birth = self.at.lsn;
+        }
     }
 
     fn count(&mut self, first: u64, pages: &Pages) {
@@ -421,10 +440,10 @@ impl<'a> Fix<'a> {
             size: 0,
             blocks: 0,
             parent: Ino(0),
-            atime: self.now,
-            mtime: self.now,
-            ctime: self.now,
-            btime: self.now,
+            atime: self.at.now,
+            mtime: self.at.now,
+            ctime: self.at.now,
+            btime: self.at.now,
             xattr_list: 0,
         }
     }

@@ -12,7 +12,7 @@ use crate::format::bitmap::decode_piece;
 use crate::format::dirent::{NameEntry, decode_bucket, name_hash};
 use crate::format::pending::PendingEntry;
 use crate::format::{InodeItem, ItemKind, Key, PageEntry, Superblock};
-use crate::fsck::{BlockSet, DataChecker, Findings, Item, Stats};
+use crate::fsck::{BlockSet, DataChecker, Findings, Item, Stats, continues_target};
 use crate::types::{BlockNr, BlockRun, CHUNK_PAGES, Ino, Lsn, PageNr};
 use crate::volume::Patches;
 
@@ -207,7 +207,10 @@ impl<'a> Gather<'a> {
             _ if key.ino == Ino::SYSTEM => {}
             (ItemKind::Inode, Item::Bytes(v)) => self.inode(key, v),
             (ItemKind::Symlink, Item::Bytes(v)) => {
-                self.facts(key.ino).target += v.len() as u64;
+                let facts = self.facts(key.ino);
+                if continues_target(facts.target, key, v) {
+                    facts.target += v.len() as u64;
+                }
             }
             (ItemKind::DirEntry, Item::Bytes(v)) => self.names(key, v),
             (ItemKind::Map, Item::Pages(pages)) => self.pages(key, pages.as_slice()),

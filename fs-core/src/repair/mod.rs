@@ -42,7 +42,7 @@ use crate::format::Superblock;
 use crate::fsck::{BlockSet, CheckOptions, check_and_name, misplaced_slots, read_copy};
 use crate::types::{BlockNr, BlockRun, Epoch, Ino, NODE_BLOCKS};
 use crate::volume::{Draining, read_superblock, wait_all};
-use fix::Fix;
+use fix::{Fix, Moment};
 use gather::Gather;
 use report::Log;
 use shadow::Shadow;
@@ -259,7 +259,8 @@ fn rebuild(
     for ino in facility.orphans.keys().filter(|i| !decisions.gone.contains(i)) {
         log.act(Class::Orphans, Some(ino.0), || "it is taken off the list of orphans".into());
     }
-    let fix = Fix::new(sb, &facility, &decisions, &state.loss, moved, env.now(), log);
+    let at = Moment { now: env.now(), lsn: totals.lsn };
+    let fix = Fix::new(sb, &facility, &decisions, &state.loss, moved, at, log);
     let fixed = fix.run(&state.source, &recovered.delta);
     if decisions.inodes != recovered.inodes {
         log.act(Class::Counters, None, || {

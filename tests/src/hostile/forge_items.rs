@@ -9,7 +9,7 @@ use fs_core::format::bitmap::{decode_piece, encode_piece};
 use fs_core::format::dirent::{decode_bucket, encode_bucket};
 use fs_core::format::node::{CAPACITY, LEAF_OVERHEAD, Node, NodeBuilder, NodePtr, Stamp};
 use fs_core::format::{Chunk, InodeItem, ItemKind, Key, PageBlocks, PageEntry};
-use fs_core::{BlockNr, Ino, NODE_SIZE};
+use fs_core::{BlockNr, Ino, Lsn, NODE_SIZE};
 
 use super::aged::Aged;
 use super::forge::{Forger, number};
@@ -166,15 +166,17 @@ impl Forger<'_> {
         let page = *mapped.get(script.below(mapped.len()))?;
         let PageEntry::Mapped(blocks, crc) = chunk.pages[page] else { return None };
         let at = |start: BlockNr| PageEntry::Mapped(PageBlocks { start, ..blocks }, crc);
-        chunk.pages[page] = match script.below(8) {
+        chunk.pages[page] = match script.below(9) {
             0 => PageEntry::Unwritten(blocks),
             1 => PageEntry::Mapped(blocks, crc ^ 1),
             2 => PageEntry::Hole,
             3 => at(BlockNr(number(self.aged, script) % (1 << 44))),
             4 => at(script.pick(&layout.nodes).addr),
             5 => at(script.pick(&layout.records).addr),
+            // Written in the future, or long ago.
+            6 => PageEntry::Mapped(PageBlocks { birth: Lsn(script.number()), ..blocks }, crc),
             // Two pages, of one file or of two, in the same blocks, with the right checksum.
-            6 => chunk.pages[*script.pick(&mapped)],
+            7 => chunk.pages[*script.pick(&mapped)],
             _ => {
                 let other = Chunk::decode(&script.pick(others).1, page_blocks)?;
                 *script.pick(&other.pages)
