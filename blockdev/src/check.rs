@@ -26,6 +26,11 @@ impl Shape {
         }
     }
 
+    /// Asking for the size, or changing it to `size_bytes`.
+    pub(crate) fn of_size(size_bytes: u64) -> Self {
+        Self { op: "size", offset: 0, len: size_bytes }
+    }
+
     pub(crate) fn error(self, device: &Arc<str>, kind: ErrorKind, errno: i32) -> DeviceError {
         DeviceError { device: device.clone(), op: self.op, offset: self.offset, len: self.len, kind, errno }
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::AlignedBuf;
+use crate::check::Shape;
 
 /// What a device can do. Read once when the device is opened; [`size_bytes`] may grow later
 /// (see [`BlockDevice::refresh_size`]).
@@ -144,7 +145,7 @@ pub enum ErrorKind {
 pub struct DeviceError {
     /// Name of the device as the user knows it.
     pub device: Arc<str>,
-    /// "read", "write", "flush" or "discard".
+    /// "read", "write", "flush", "discard", or "size" (asking for or changing it).
     pub op: &'static str,
     /// Byte offset of the request.
     pub offset: u64,
@@ -175,6 +176,17 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// Looks at the size again (a grown device or image) and returns the new capabilities.
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
         Ok(self.capabilities())
+    }
+
+    /// Makes the device at least `size_bytes` large, if that is for this process to do: an image file
+    /// gets a hole at its end, as truncate(1) makes it; a simulated device grows. Others must be as large
+    /// already ([`ErrorKind::Refused`] if not). The new size is durable with the next flush. May block.
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        let caps = self.refresh_size()?;
+        if caps.size_bytes >= size_bytes {
+            return Ok(caps);
+        }
+        Err(Shape::of_size(size_bytes).error(&self.name(), ErrorKind::Refused, 0))
     }
 
     /// Notes a named moment ("checkpoint begin") in the history that a recording device keeps; all
@@ -220,6 +232,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
         (**self).refresh_size()
+    }
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        (**self).extend(size_bytes)
     }
     fn mark(&self, name: &str) {
         (**self).mark(name);

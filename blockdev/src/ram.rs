@@ -104,7 +104,8 @@ impl BlockDevice for RamDevice {
         requests.into_iter().map(|r| Pending::ready(self.run(r.op))).collect()
     }
 
-    fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        self.grow(size_bytes);
         Ok(self.capabilities())
     }
 }

@@ -29,6 +29,6 @@ pub use types::{
 };
 pub use volume::{
     CacheStatus, ClaimLost, CounterValues, Explanation, Extent, FollowerClaim, FollowerPosition,
-    FormatOptions, JournalStatus, MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag, Volume,
-    VolumeStatus,
+    FormatOptions, GrowTo, Grown, JournalStatus, MountOptions, Pace, ScrubFinding, ScrubStats, StopFlag,
+    Volume, VolumeStatus,
 };

@@ -122,6 +122,8 @@ pub enum Mutant {
     FlyOverJournal = 70,
     /// R8: pages are let go while their data is in flight.
     LandWithoutPages = 71,
+    /// R7: a grown volume's new blocks are used when one of the two root slots has the new size.
+    UseSpaceOfOneRoot = 72,
 }
 
 impl Mutant {
@@ -184,6 +186,7 @@ impl Mutant {
         Mutant::LeaveRecalledInLimbo,
         Mutant::FlyOverJournal,
         Mutant::LandWithoutPages,
+        Mutant::UseSpaceOfOneRoot,
     ];
 
     /// The mutant of this number.

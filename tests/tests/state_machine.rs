@@ -57,6 +57,8 @@ fn assert_met(coverage: &Coverage) {
         "flights",
         "epoch_changes",
         "cut within a clean remount",
+        "cut within a grow",
+        "grows",
         "power cuts during recovery",
         "power cuts after a power cut",
         "recovered to before the last operation",

@@ -9,6 +9,7 @@ mod engine;
 mod explain;
 mod fsck;
 mod generate;
+mod grow;
 mod helpers;
 mod info;
 mod logging;
@@ -69,6 +70,7 @@ enum Command {
     Umount(umount::Args),
     Fsck(fsck::Args),
     Scrub(scrub::Args),
+    Grow(grow::Args),
     Status(status::Args),
     Top(top::Args),
     Slow(slow::Args),
@@ -95,6 +97,7 @@ impl Command {
             Command::Umount(args) => umount::run(args),
             Command::Fsck(args) => fsck::run(args),
             Command::Scrub(args) => scrub::run(args),
+            Command::Grow(args) => grow::run(args),
             Command::Status(args) => status::run(args),
             Command::Top(args) => top::run(args),
             Command::Slow(args) => slow::run(args),
@@ -120,6 +123,7 @@ impl Command {
             Command::Umount(_) => "umount",
             Command::Fsck(_) => "fsck",
             Command::Scrub(_) => "scrub",
+            Command::Grow(_) => "grow",
             Command::Status(_) => "status",
             Command::Top(_) => "top",
             Command::Slow(_) => "slow",
@@ -175,7 +179,7 @@ fn usage(args: &[OsString], error: &clap::Error) -> ExitCode {
     let code = match args.get(1).and_then(|a| a.to_str()) {
         _ if asked => 0,
         Some("fsck") => fsck::USAGE,
-        Some("mkfs" | "mount" | "umount") => 1,
+        Some("mkfs" | "mount" | "umount" | "grow") => 1,
         _ => 2,
     };
     ExitCode::from(code)

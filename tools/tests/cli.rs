@@ -4,12 +4,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
-use std::process::Command;
 
 mod common;
 
-use common::{Volume, is_mounted, signal};
+use common::{Loop, Volume, is_mounted, signal};
 
 #[test]
 fn an_image_is_made_sparse_and_never_by_accident() {
@@ -213,23 +211,6 @@ fn a_crashed_volume_is_mounted_read_only_without_a_change() {
     assert_eq!(fs::read(v.mnt().join("synced")).unwrap(), b"kept");
     v.ok(&["umount", "MNT"]);
     assert!(fs::read(v.image()).unwrap() == before, "a read-only mount wrote to the volume");
-}
-
-/// A loop device over an image file.
-struct Loop(String);
-
-impl Loop {
-    fn new(image: &Path, sector: &str) -> Self {
-        let out = Command::new("losetup").args(["-f", "--show", "-b", sector]).arg(image).output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        Self(String::from_utf8(out.stdout).unwrap().trim().to_owned())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -133,6 +133,11 @@ impl FileDevice {
         }
     }
 
+    fn size_error(&self, size_bytes: u64, errno: rustix::io::Errno) -> DeviceError {
+        let errno = errno.raw_os_error();
+        Shape::of_size(size_bytes).error(&self.target.name, transfer::kind_of(errno), errno)
+    }
+
     fn admit(&self, op: &Op) -> Result<Shape, DeviceError> {
         let changes = matches!(op, Op::Write { .. } | Op::Discard { .. });
         let admitted = admit(op, &self.capabilities());
@@ -226,11 +231,22 @@ impl BlockDevice for FileDevice {
     }
 
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
-        let shape = Shape { op: "size", offset: 0, len: 0 };
-        let error = |errno| shape.error(&self.target.name, ErrorKind::Io, errno);
         let size = geometry::size(&self.target.fd, self.capabilities.logical_sector);
-        self.size.store(size.map_err(|e| error(e.raw_os_error()))?, Ordering::Release);
+        self.size.store(size.map_err(|e| self.size_error(0, e))?, Ordering::Release);
         Ok(self.capabilities())
+    }
+
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        let caps = self.refresh_size()?;
+        if caps.size_bytes >= size_bytes {
+            return Ok(caps);
+        }
+        if self.target.is_block_device || self.read_only {
+            return Err(Shape::of_size(size_bytes).error(&self.target.name, ErrorKind::Refused, 0));
+        }
+        let extended = rustix::fs::ftruncate(&self.target.fd, size_bytes);
+        extended.map_err(|e| self.size_error(size_bytes, e))?;
+        self.refresh_size()
     }
 }
 

@@ -108,6 +108,15 @@ fn settle<D: BlockDevice>(device: &D, writer: &mut Writer, write: &Unsettled) ->
     }
 }
 
+impl<D: BlockDevice> Recorder<D> {
+    /// Records the size if it has changed.
+    fn follow_size(&self, caps: Capabilities) -> Result<Capabilities, DeviceError> {
+        let recorded = self.log.writer.lock().follow_size(&caps);
+        recorded.map_err(|error| self.log.error(Shape::of_size(caps.size_bytes), &error))?;
+        Ok(caps)
+    }
+}
+
 impl SharedLog {
     /// Records the submission of a batch; on an error none of it may be submitted.
     fn start(&self, requests: &[Request], caps: &Capabilities) -> io::Result<Vec<Option<Started>>> {
@@ -205,11 +214,11 @@ impl<D: BlockDevice> BlockDevice for Recorder<D> {
     }
 
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
-        let caps = self.device.refresh_size()?;
-        let recorded = self.log.writer.lock().follow_size(&caps);
-        let shape = Shape { op: "size", offset: 0, len: 0 };
-        recorded.map_err(|error| self.log.error(shape, &error))?;
-        Ok(caps)
+        self.follow_size(self.device.refresh_size()?)
+    }
+
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        self.follow_size(self.device.extend(size_bytes)?)
     }
 
     fn mark(&self, name: &str) {

@@ -279,7 +279,8 @@ impl BlockDevice for SimDevice {
         self.run_batch(requests).into_iter().map(promise).collect()
     }
 
-    fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        self.grow(size_bytes);
         Ok(self.capabilities())
     }
 

@@ -1,5 +1,7 @@
 //! How the volume is cut into block groups.
 
+use std::ops::Range;
+
 use crate::error::{FsError, Result};
 use crate::types::{BlockNr, BlockRun, GroupNr};
 
@@ -21,6 +23,9 @@ pub struct Geometry {
     pub first_data_block: BlockNr,
     /// Blocks in a group: a power of two from 512 to 32768.
     pub group_blocks: u32,
+    /// A block that is never given out: where a copy of the superblock was when the volume was smaller.
+    /// May lie behind the end.
+    pub fixed_block: Option<BlockNr>,
 }
 
 /// The part of a run that lies in one group.
@@ -85,6 +90,9 @@ impl Geometry {
         if run.len == 0 || !inside {
             return Err(corrupt(run, "outside the volume"));
         }
+        if self.fixed_block.is_some_and(|fixed| run.start <= fixed && fixed < run.end()) {
+            return Err(corrupt(run, "a copy of the superblock is there"));
+        }
         Ok(())
     }
 
@@ -104,7 +112,20 @@ impl Geometry {
         })
     }
 
-    /// The offsets in `group` that can be allocated at all: `start..end`.
+    /// What of a range of blocks is left without the one that is never given out.
+    pub(super) fn without_fixed(&self, blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        let inside = self.fixed_block.map(|b| b.0).filter(|b| blocks.contains(b));
+        let (cut, rest) = inside.map_or((blocks.end, blocks.end), |fixed| (fixed, fixed + 1));
+        [blocks.start..cut, rest..blocks.end].into_iter().filter(|range| !range.is_empty())
+    }
+
+    /// Where in `group` the block is that is never given out.
+    pub(super) fn fixed_in(&self, group: GroupNr) -> Option<u32> {
+        let fixed = self.fixed_block.filter(|block| self.group_of(*block) == group)?;
+        Some(self.offset_in_group(fixed))
+    }
+
+    /// The offsets in `group` that can be allocated at all, but for [`Self::fixed_in`]: `start..end`.
     pub(super) fn usable(&self, group: GroupNr) -> (u32, u32) {
         let first = self.group_start(group).0;
         let size = self.group_blocks as u64;

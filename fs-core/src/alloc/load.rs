@@ -97,6 +97,9 @@ impl Allocator {
         let (start, end) = self.geometry().usable(group);
         set(bits, 0, start);
         set(bits, end, self.base.group_blocks - end);
+        if let Some(fixed) = self.base.fixed_in(group) {
+            set(bits, fixed, 1);
+        }
     }
 
     fn install(&self, admin: &mut Admin, group: GroupNr, slot: &Slot, bits: &[u64]) {

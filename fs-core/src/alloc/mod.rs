@@ -54,7 +54,7 @@ pub use place::{Class, Request};
 pub use stats::Stats;
 
 use crate::error::{FsError, Result};
-use crate::types::{BlockRun, GroupNr, Lsn};
+use crate::types::{BlockNr, BlockRun, GroupNr, Lsn};
 use gate::Gate;
 use geometry::Part;
 use group::{Churn, Frame, Slot};
@@ -260,14 +260,13 @@ impl Allocator {
             }
             self.total.store(total_blocks, Ordering::SeqCst);
             let group_end = old.total_blocks.next_multiple_of(old.group_blocks as u64).min(total_blocks);
-            let tail = (group_end - old.total_blocks) as u32;
-            if tail > 0 {
-                let last = crate::types::BlockNr(old.total_blocks);
-                for part in new.parts(BlockRun::new(last, tail)) {
+            for tail in new.without_fixed(old.total_blocks..group_end) {
+                let run = BlockRun::new(BlockNr(tail.start), (tail.end - tail.start) as u32);
+                for part in new.parts(run) {
                     self.clear_part(&mut admin, part)?;
                 }
             }
-            let fresh = total_blocks - group_end;
+            let fresh = new.without_fixed(group_end..total_blocks).map(|r| r.end - r.start).sum();
             self.unreserved_freed.fetch_add(fresh, Ordering::SeqCst);
             self.space.freed(fresh);
             self.space.give(fresh);

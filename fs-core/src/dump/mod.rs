@@ -22,10 +22,10 @@ use crate::error::Result;
 use crate::format::{GroupRange, JournalPart, RootSlot, Superblock};
 use crate::fsck::{FoundSlot, for_each_slot, read_copy, text};
 use crate::types::{BLOCK_SIZE, BlockNr};
-use crate::volume::{Recovered, read_superblock, recover};
+use crate::volume::{Recovered, best_slot, read_superblock, recover};
 use doc::Doc;
 
-/// All three copies of the superblock.
+/// The superblock and its copies.
 pub fn superblock(device: &dyn BlockDevice) -> Result<String> {
     superblock_doc(device).map(|d| d.text())
 }
@@ -63,7 +63,13 @@ pub fn bad_superblocks(device: &dyn BlockDevice) -> Result<Vec<String>> {
         Ok(()) => None,
         Err(wrong) => Some(format!("the copy of the superblock at block {at}: {wrong}")),
     };
-    Ok(Superblock::copies(sb.total_blocks).into_iter().filter_map(bad).collect())
+    Ok(copies(device, &sb).into_iter().filter_map(bad).collect())
+}
+
+/// Where copies of the superblock have to be.
+fn copies(device: &dyn BlockDevice, sb: &Superblock) -> Vec<BlockNr> {
+    let slot = best_slot(device, sb).map(|(slot, _)| slot.total_blocks);
+    sb.copies_at(slot.unwrap_or(sb.total_blocks))
 }
 
 /// Whether a copy is as it should be, or else what is wrong with it.
@@ -77,7 +83,7 @@ fn copy_state(device: &dyn BlockDevice, sb: &Superblock, at: BlockNr) -> std::re
 
 fn superblock_doc(device: &dyn BlockDevice) -> Result<Doc> {
     let (sb, _) = read_superblock(device)?;
-    let copies = Superblock::copies(sb.total_blocks).into_iter().map(|at| {
+    let copies = copies(device, &sb).into_iter().map(|at| {
         let state = copy_state(device, &sb, at).err().unwrap_or_else(|| "good".to_owned());
         Doc::Fields(vec![("block", at.0.into()), ("state", state.into())])
     });

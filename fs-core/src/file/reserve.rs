@@ -63,7 +63,7 @@ impl Volume {
     /// Refuses early what certainly does not fit, instead of filling the volume first.
     fn check_fallocate_room(&self, len: u64) -> Result<()> {
         let blocks = len / crate::types::BLOCK_SIZE as u64;
-        let total = self.superblock.total_blocks;
+        let total = self.total_blocks();
         if blocks > total { Err(FsError::NO_SPACE) } else { Ok(()) }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: bytes to structures and back, every value checked on the way in.
 
+pub mod area;
 pub mod bitmap;
 pub mod bytes;
 pub mod change;
@@ -17,6 +18,7 @@ pub mod superblock;
 pub mod ticket;
 pub mod xattr;
 
+pub use area::DataArea;
 pub use change::{Change, MappedRun};
 pub use inode::InodeItem;
 pub use key::{ItemKind, Key};

@@ -1,5 +1,5 @@
-//! The superblock: what never changes about a volume. Written by mkfs only (rule R2), as three
-//! copies: block 0, block 8, and the volume's last block.
+//! The superblock: what never changes about a volume. Written by mkfs (rule R2), as three copies:
+//! block 0, block 8, and the volume's last block. A volume that grows gets one more, in its new last block.
 
 use blockdev::AlignedBuf;
 use uuid::Uuid;
@@ -112,9 +112,20 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// Where the copies are, for a volume of `total_blocks`.
+    /// Where mkfs puts the copies, on a volume of `total_blocks`; and where to look for them on a device
+    /// of so many blocks.
     pub fn copies(total_blocks: u64) -> [BlockNr; 3] {
         [BlockNr(0), SECOND_COPY, BlockNr(total_blocks.saturating_sub(1))]
+    }
+
+    /// Where the copies are when the volume has `total_blocks`: where mkfs has put them and, if it has
+    /// grown, in the last block.
+    pub fn copies_at(&self, total_blocks: u64) -> Vec<BlockNr> {
+        let mut copies = Self::copies(self.total_blocks).to_vec();
+        if total_blocks > self.total_blocks {
+            copies.push(BlockNr(total_blocks - 1));
+        }
+        copies
     }
 
     /// Groups that three journals take, each with groups of its own.

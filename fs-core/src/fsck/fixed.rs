@@ -54,9 +54,14 @@ pub(crate) fn read_copy(device: &dyn BlockDevice, copy: BlockNr) -> Result<Super
     Superblock::decode(&buf, copy)
 }
 
-/// All three copies of the superblock must be there and agree.
-pub(super) fn check_superblocks(device: &dyn BlockDevice, sb: &Superblock, findings: &mut Findings) {
-    for copy in Superblock::copies(sb.total_blocks) {
+/// All copies of the superblock must be there and agree, on a volume of `total_blocks`.
+pub(super) fn check_superblocks(
+    device: &dyn BlockDevice,
+    sb: &Superblock,
+    total_blocks: u64,
+    findings: &mut Findings,
+) {
+    for copy in sb.copies_at(total_blocks) {
         let (kind, wrong) = match read_copy(device, copy) {
             Ok(other) if other == *sb => continue,
             Ok(_) => (ProblemKind::Superblock, "it differs from the others".to_owned()),

@@ -76,8 +76,10 @@ impl std::fmt::Debug for CheckOptions<'_> {
 pub fn check(device: &Arc<dyn BlockDevice>, options: &CheckOptions<'_>) -> Result<Report> {
     let (sb, _) = read_superblock(device.as_ref())?;
     let mut findings = Findings::default();
-    fixed::check_superblocks(device.as_ref(), &sb, &mut findings);
-    match recover(device.as_ref()) {
+    let recovered = recover(device.as_ref());
+    let total_blocks = recovered.as_ref().map_or(sb.total_blocks, |r| r.slot.total_blocks);
+    fixed::check_superblocks(device.as_ref(), &sb, total_blocks, &mut findings);
+    match recovered {
         Ok(recovered) => Ok(check_recovered(device, options, recovered, findings, &[]).0),
         Err(e) => {
             findings.volume(ProblemKind::of(&e, ProblemKind::Recovery), || text(&e));

@@ -5,7 +5,7 @@ use super::report::{Findings, ProblemKind, run_text};
 use crate::delta::{Delta, RangeMap};
 use crate::format::bitmap::{BITMAP_BLOCKS, Piece, mark};
 use crate::format::pending::PendingEntry;
-use crate::format::{RootSlot, Superblock};
+use crate::format::{DataArea, RootSlot, Superblock};
 use crate::types::{BlockNr, BlockRun, Ino};
 
 /// Blocks and what the metadata says about them.
@@ -15,8 +15,7 @@ pub(super) struct Space {
     used: BlockSet,
     /// In use, by the bitmaps.
     marked: BlockSet,
-    first: u64,
-    end: u64,
+    area: DataArea,
     /// Claims still looked at. More than this would mean that blocks are used many times over.
     budget: u64,
     /// Runs that were claimed twice, the first few of them.
@@ -29,13 +28,11 @@ const MAX_TWICE: usize = 32;
 impl Space {
     /// For the volume of this root.
     pub(super) fn new(sb: &Superblock, slot: &RootSlot) -> Self {
-        let end = slot.total_blocks.saturating_sub(1);
         Self {
             used: BlockSet::default(),
             marked: BlockSet::default(),
-            first: sb.first_data_block.0,
-            end,
-            budget: end.saturating_mul(2),
+            area: DataArea::new(sb, slot.total_blocks),
+            budget: slot.total_blocks.saturating_mul(2),
             twice: Vec::new(),
         }
     }
@@ -54,7 +51,7 @@ impl Space {
         owner: impl Fn() -> String,
     ) -> bool {
         self.budget = self.budget.saturating_sub(run.len.into());
-        if run.start.0 < self.first || run.end().0 > self.end {
+        if !self.area.contains(run.start, run.len.into()) {
             findings.add(ProblemKind::OutOfRange, ino, Some(run.start), || {
                 format!("{} uses {}, outside of the data area", owner(), run_text(run))
             });
@@ -79,7 +76,7 @@ impl Space {
     /// A piece of the tree's bitmap.
     pub(super) fn bitmap(&mut self, piece: u64, words: &Piece, findings: &mut Findings) {
         let start = piece.saturating_mul(BITMAP_BLOCKS);
-        if start >= self.end {
+        if start >= self.area.end().0 {
             findings.add(ProblemKind::OutOfRange, None, None, || {
                 format!("allocation bitmap {piece} lies beyond the end of the volume")
             });
@@ -97,9 +94,12 @@ impl Space {
 
     /// Clears the bits of blocks that cannot be allocated; returns how many were set.
     fn cut_outside(&self, start: u64, words: &mut Piece) -> u64 {
-        let below = self.first.saturating_sub(start).min(BITMAP_BLOCKS);
-        let end = (self.end - start).min(BITMAP_BLOCKS);
-        mark(words, 0, below, false) + mark(words, end, BITMAP_BLOCKS - end, false)
+        let below = self.area.first().0.saturating_sub(start).min(BITMAP_BLOCKS);
+        let end = (self.area.end().0 - start).min(BITMAP_BLOCKS);
+        let copy = self.area.copy().and_then(|b| b.0.checked_sub(start)).filter(|b| *b < BITMAP_BLOCKS);
+        mark(words, 0, below, false)
+            + mark(words, end, BITMAP_BLOCKS - end, false)
+            + copy.map_or(0, |bit| mark(words, bit, 1, false))
     }
 
     /// The bitmaps are complete: puts over them what they do not show yet.
@@ -123,7 +123,7 @@ impl Space {
     }
 
     fn mark(&mut self, start: u64, len: u64, used: bool, by: &str, findings: &mut Findings) {
-        if start < self.first || start.checked_add(len).is_none_or(|end| end > self.end) {
+        if !self.area.contains(BlockNr(start), len) {
             findings.add(ProblemKind::OutOfRange, None, Some(BlockNr(start)), || {
                 format!("the {by} names {len} blocks from block {start} on, outside of the data area")
             });
@@ -136,7 +136,7 @@ impl Space {
 
     /// Free blocks by the bitmaps.
     pub(super) fn free(&self) -> u64 {
-        (self.end - self.first).saturating_sub(self.marked.len())
+        self.area.blocks().saturating_sub(self.marked.len())
     }
 
     /// All marked blocks and those of `kept`.

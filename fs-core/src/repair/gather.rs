@@ -11,7 +11,7 @@ use crate::file::{ORPHAN_DELETE, ORPHAN_TRUNCATE};
 use crate::format::bitmap::decode_piece;
 use crate::format::dirent::{NameEntry, decode_bucket, name_hash};
 use crate::format::pending::PendingEntry;
-use crate::format::{InodeItem, ItemKind, Key, PageEntry, Superblock};
+use crate::format::{DataArea, InodeItem, ItemKind, Key, PageEntry, Superblock};
 use crate::fsck::{BlockSet, DataChecker, Findings, Item, Stats, continues_target};
 use crate::types::{BlockNr, BlockRun, CHUNK_PAGES, Ino, Lsn, PageNr};
 use crate::volume::Patches;
@@ -102,7 +102,7 @@ pub(super) struct Facility {
 /// Looks at all items of `source` with the changes in `delta`; verifies data if `data` says so.
 pub(super) struct Gather<'a> {
     sb: &'a Superblock,
-    end: u64,
+    area: DataArea,
     patches: &'a Patches,
     data: Option<DataChecker<'a>>,
     ignored: (Findings, Stats),
@@ -124,7 +124,7 @@ impl<'a> Gather<'a> {
         let data = data.then(|| DataChecker::new(device, sb.page_size.bytes()));
         Self {
             sb,
-            end: total_blocks.saturating_sub(1),
+            area: DataArea::new(sb, total_blocks),
             patches,
             data,
             ignored: Default::default(),
@@ -180,7 +180,7 @@ impl<'a> Gather<'a> {
 
     /// In the order that recovery has.
     fn mark_now(&mut self, delta: &Delta, pending: &[PendingEntry]) {
-        let end = self.end;
+        let end = self.area.end().0;
         let mut now = BlockSet::default();
         self.out.marked.for_each(&mut |run| now.add(run));
         let mut set = |start: u64, len: u64, used: bool| {
@@ -271,7 +271,7 @@ impl<'a> Gather<'a> {
             let Some(blocks) = entry.blocks() else { continue };
             let run = blocks.run();
             self.facts(key.ino).pages_end = page.0 + 1;
-            if run.start < self.sb.first_data_block || run.end().0 > self.end {
+            if !self.area.contains(run.start, run.len.into()) {
                 self.out.bad_pages.insert((key.ino, page), "its blocks are outside of the volume");
                 continue;
             }

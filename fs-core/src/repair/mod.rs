@@ -114,8 +114,9 @@ fn plan_on(shadow: &Arc<Shadow>, options: &RepairOptions<'_>, env: &dyn Env) -> 
     let progress = Progress(options.progress);
     let view: Arc<dyn BlockDevice> = shadow.clone();
     let mut log = Log::default();
-    let mut rest = bad_superblocks(shadow.as_ref(), &sb, &mut log);
     let state = state::find(shadow, &sb, options.data, &progress, &mut log)?;
+    let total_blocks = state.recovered.slot.total_blocks;
+    let mut rest = bad_superblocks(shadow.as_ref(), &sb, total_blocks, &mut log);
     shadow.refuse_unreadable()?;
     let slots = rebuild(&view, &sb, &state, options, env, &progress, &mut log)?;
     let misplaced = empty_misplaced(view.as_ref(), &sb, &mut log)?;
@@ -204,9 +205,14 @@ fn write_all(device: &dyn BlockDevice, blocks: Vec<(BlockNr, AlignedBuf)>) -> Re
 }
 
 /// Copies of the superblock that are damaged, with what belongs there.
-fn bad_superblocks(device: &dyn BlockDevice, sb: &Superblock, log: &mut Log) -> Vec<(BlockNr, AlignedBuf)> {
+fn bad_superblocks(
+    device: &dyn BlockDevice,
+    sb: &Superblock,
+    total_blocks: u64,
+    log: &mut Log,
+) -> Vec<(BlockNr, AlignedBuf)> {
     let mut bad = Vec::new();
-    for copy in Superblock::copies(sb.total_blocks) {
+    for copy in sb.copies_at(total_blocks) {
         if !matches!(read_copy(device, copy), Ok(other) if other == *sb) {
             log.act(Class::Superblock, None, || format!("the copy at block {copy} is written again"));
             bad.push((copy, sb.encode(copy)));

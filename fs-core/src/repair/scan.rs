@@ -87,16 +87,11 @@ impl Scan {
     }
 }
 
-/// Scans the data area of the volume, `total_blocks` long.
-pub(super) fn scan(
-    device: &dyn BlockDevice,
-    sb: &Superblock,
-    total_blocks: u64,
-    progress: &Progress<'_>,
-) -> Result<Scan> {
+/// Scans the volume's data area and what the device has behind it: a root that is lost may have been that
+/// of a larger volume.
+pub(super) fn scan(device: &dyn BlockDevice, sb: &Superblock, progress: &Progress<'_>) -> Result<Scan> {
     let mut out = Scan::default();
-    let device_blocks = device.capabilities().size_bytes / BLOCK_SIZE as u64;
-    let end = total_blocks.min(device_blocks);
+    let end = device.capabilities().size_bytes / BLOCK_SIZE as u64;
     let mut at = sb.first_data_block.0;
     while at < end {
         let n = STEP.min(end - at);

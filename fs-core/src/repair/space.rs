@@ -1,7 +1,7 @@
 //! Blocks for what the repair writes: only such as nothing has used that could still be wanted.
 
 use crate::error::{FsError, Result};
-use crate::format::{GroupRange, Superblock};
+use crate::format::{DataArea, GroupRange, Superblock};
 use crate::fsck::BlockSet;
 use crate::types::{BlockNr, BlockRun, GroupNr};
 
@@ -19,12 +19,14 @@ pub(super) struct FreeSpace {
 
 impl FreeSpace {
     /// Of a volume of `total_blocks`; `taken` must stay as it is.
-    pub(super) fn new(sb: &Superblock, total_blocks: u64, taken: BlockSet) -> Self {
+    pub(super) fn new(sb: &Superblock, total_blocks: u64, mut taken: BlockSet) -> Self {
+        let area = DataArea::new(sb, total_blocks);
+        area.copy().into_iter().for_each(|copy| taken.add(BlockRun::new(copy, 1)));
         Self {
             taken,
-            at: sb.first_data_block.0,
-            first: sb.first_data_block.0,
-            end: total_blocks.saturating_sub(1),
+            at: area.first().0,
+            first: area.first().0,
+            end: area.end().0,
             group_blocks: sb.group_blocks.into(),
             given: Vec::new(),
         }

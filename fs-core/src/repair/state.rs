@@ -143,7 +143,6 @@ pub(super) fn find(
     let slots = read_slots(device.as_ref(), sb)?;
     let newest = slots.valid.first();
     let size = device.capabilities().size_bytes / BLOCK_SIZE as u64;
-    let total_blocks = newest.map_or(sb.total_blocks, |s| s.total_blocks).min(size);
     let first = newest.map(|slot| prepare(device, sb, slot, None)).transpose()?;
     // What cannot be read is not lost: there is nothing to look for.
     shadow.refuse_unreadable()?;
@@ -151,7 +150,7 @@ pub(super) fn find(
     let mut scanned = None;
     let (mut seen, mut last_epoch) = ((Epoch(0), Lsn(0)), Epoch(0));
     if deep || slots.suspicious || !whole {
-        let mut found = scan(device.as_ref(), sb, total_blocks, progress)?;
+        let mut found = scan(device.as_ref(), sb, progress)?;
         if let Some(p) = &first {
             drop_data(&mut found, p);
         }
@@ -168,7 +167,7 @@ pub(super) fn find(
             || slots.epoch > newest.map_or(Epoch(0), |s| s.epoch)
             || last_epoch > newest.map_or(Epoch(0), |s| s.epoch))
     {
-        extra = roots_from_scan(scan, newest, total_blocks);
+        extra = roots_from_scan(scan, newest, size);
     }
     if let (true, true, Some(p)) = (whole, extra.is_empty(), first) {
         prepared.push(p);
@@ -195,6 +194,15 @@ pub(super) fn find(
         log.act(Class::Root, None, || {
             format!("the root of epoch {} as of record {} is taken", slot.epoch, slot.checkpoint_lsn)
         });
+        let said = newest.map_or(sb.total_blocks, |s| s.total_blocks);
+        if slot.total_blocks > said {
+            log.act(Class::Counters, None, || {
+                format!(
+                    "the volume has {} blocks, all of the device: nothing else says whether it had grown",
+                    slot.total_blocks
+                )
+            });
+        }
     }
     let found = Found { slots: &slots, scan: scanned.as_ref(), seen, rebuilt, rewrite };
     Ok(finish(device, sb, base, &prepared, found, log))
@@ -215,7 +223,7 @@ pub(super) fn has_newer(shadow: &Arc<Shadow>, sb: &Superblock, progress: &Progre
     let device: &Arc<dyn BlockDevice> = &(shadow.clone() as Arc<dyn BlockDevice>);
     let slots = read_slots(device.as_ref(), sb)?;
     let Some(newest) = slots.valid.first() else { return Ok(true) };
-    let mut found = scan(device.as_ref(), sb, newest.total_blocks, progress)?;
+    let mut found = scan(device.as_ref(), sb, progress)?;
     drop_data(&mut found, &prepare(device, sb, newest, None)?);
     Ok(found.drop_rootless(newest.epoch) > newest.epoch)
 }
@@ -291,7 +299,7 @@ fn drop_data(scan: &mut Scan, p: &Prepared) {
 /// Roots whose slots are lost, made up from what they have left on the volume, the newest first.
 ///
 /// Nodes of the highest level are or were roots. The tree of the newest but one is still there, and
-/// the journal behind it.
+/// the journal behind it. The volume may have grown, so it gets the `total_blocks` of the device.
 fn roots_from_scan(scan: &Scan, newest: Option<&RootSlot>, total_blocks: u64) -> Vec<RootSlot> {
     let height = scan.nodes.iter().map(|n| n.level + 1).max().unwrap_or(0);
     let mut tops: Vec<RootPtr> = scan

@@ -16,7 +16,7 @@ use crate::format::node::NodePtr;
 use crate::format::pending::{PendingEntry, encode_pending};
 use crate::format::slot::MAX_RESERVED;
 use crate::format::{
-    ItemKind, JournalPart, JournalPoint, Key, PageBlocks, PageEntry, RootPtr, RootSlot, Superblock,
+    DataArea, ItemKind, JournalPart, JournalPoint, Key, PageBlocks, PageEntry, RootPtr, RootSlot, Superblock,
 };
 use crate::fsck::BlockSet;
 use crate::tree::{ApplyContext, ItemChange, NodeSink, TreeRoot, apply_without};
@@ -117,7 +117,7 @@ pub(super) fn write_state(
     let new = apply_without(&source.reader, &root, &context, &lost, changes, &mut sink)?;
     let Sink { taken, freed, .. } = sink;
     let mut entries: Vec<PendingEntry> = Vec::new();
-    let mut free = (totals.total_blocks - 1 - sb.first_data_block.0).saturating_sub(marked.len());
+    let mut free = DataArea::new(sb, totals.total_blocks).blocks().saturating_sub(marked.len());
     for ptr in freed {
         let run = BlockRun::new(ptr.addr, NODE_BLOCKS);
         if facility.nodes.contains(run) {

@@ -141,7 +141,7 @@ impl Volume {
     /// What it costs at most to give `pages` pages in a row new blocks.
     pub(crate) fn cost_of_pages(&self, pages: u64) -> Cost {
         let runs = 2 * pages;
-        let pieces = runs.min(self.superblock.total_blocks / BITMAP_BLOCKS + 1);
+        let pieces = runs.min(self.total_blocks() / BITMAP_BLOCKS + 1);
         let items = Cost::SMALL.items + pages / CHUNK_PAGES + 2 + pieces;
         Cost { items, bytes: Cost::SMALL.bytes + 80 * pages }
     }
@@ -199,7 +199,7 @@ impl Volume {
     /// What one step of freeing a large file costs at most.
     pub(crate) fn cost_of_frees(&self) -> Cost {
         let runs = FREE_RUNS as u64 + 2 * CHUNK_PAGES;
-        let pieces = runs.min(self.superblock.total_blocks / BITMAP_BLOCKS + 1);
+        let pieces = runs.min(self.total_blocks() / BITMAP_BLOCKS + 1);
         Cost { items: Cost::SMALL.items + pieces, bytes: Cost::SMALL.bytes + 16 * runs }
     }
 
@@ -269,7 +269,7 @@ impl Volume {
     /// the nodes that the last one took and left.
     fn nodes_for_nothing(&self) -> u64 {
         let (height, pending) = self.meta.tree_size();
-        let bitmaps = self.superblock.total_blocks / (BITMAP_BLOCKS * PIECES_PER_NODE) + 1;
+        let bitmaps = self.total_blocks() / (BITMAP_BLOCKS * PIECES_PER_NODE) + 1;
         2 * (u64::from(height) + 1) + bitmaps.min(pending as u64)
     }
 

@@ -28,7 +28,7 @@ use crate::format::bitmap::{BITMAP_BLOCKS, decode_piece, encode_piece, mark};
 use crate::format::node::NodePtr;
 use crate::format::pending::{PendingEntry, encode_pending};
 use crate::format::slot::MAX_RESERVED;
-use crate::format::{Chunk, GroupRange, ItemKind, Key, PageEntry, RootPtr, RootSlot};
+use crate::format::{Chunk, DataArea, GroupRange, ItemKind, Key, PageEntry, RootPtr, RootSlot};
 use crate::mutants::{self, Mutant};
 use crate::stats::Stage;
 use crate::tree::{ApplyContext, ItemChange, NodeSink, TreeReader};
@@ -42,6 +42,8 @@ const WRITES_IN_FLIGHT: usize = 32;
 pub(super) struct Checkpointer {
     /// The last root written.
     pub(super) slot: RootSlot,
+    /// Size of the volume, in blocks, that the next root has.
+    pub(super) total_blocks: u64,
     /// Released when the next root is durable and no follower reads an older one: what the checkpoint of
     /// this LSN has replaced, in its order.
     pub(super) held: Vec<(Lsn, BlockRun)>,
@@ -62,7 +64,8 @@ struct FreezePoint {
 impl Checkpointer {
     /// After the claim, with the slot it wrote.
     pub(super) fn new(slot: RootSlot) -> Self {
-        Self { slot, held: Vec::new(), old_trees: Vec::new(), frozen: None }
+        let total_blocks = slot.total_blocks;
+        Self { slot, total_blocks, held: Vec::new(), old_trees: Vec::new(), frozen: None }
     }
 }
 
@@ -85,13 +88,17 @@ impl Volume {
         if state.frozen.is_none() && !due(self, state.slot.checkpoint_lsn) {
             return Ok(());
         }
+        self.checkpoint_now(&mut state)
+    }
+
+    pub(super) fn checkpoint_now(&self, state: &mut Checkpointer) -> Result<()> {
         if self.meta.applied_lsn() <= state.slot.checkpoint_lsn {
             // Every checkpoint has an LSN of its own: node births must tell them apart.
             self.write_empty_record()?;
         }
         let _measured = self.stats.checkpoint();
         self.device.mark("checkpoint begin");
-        let outcome = self.checkpoint_locked(&mut state);
+        let outcome = self.checkpoint_locked(state);
         self.device.mark("checkpoint end");
         outcome
     }
@@ -218,6 +225,8 @@ impl Volume {
             .part_from(point.lsn)
             .ok_or_else(|| FsError::Volume(format!("no journal record ends at {}", point.lsn)))?;
         let nodes = (sink.taken.len() as i64 - sink.freed.len() as i64) * i64::from(NODE_BLOCKS);
+        let area = |total_blocks| DataArea::new(&self.superblock, total_blocks).blocks() as i64;
+        let grown = area(state.total_blocks) - area(state.slot.total_blocks);
         Ok(RootSlot {
             epoch: self.epoch,
             seq: state.slot.seq + 1,
@@ -230,8 +239,8 @@ impl Volume {
             pending_len: list.map_or(0, |l| l.len),
             pending_crc: list.map_or(0, |l| l.crc),
             next_ino: point.next_ino,
-            free_blocks: state.slot.free_blocks.saturating_add_signed(-(frozen.used_blocks + nodes)),
-            total_blocks: state.slot.total_blocks,
+            free_blocks: state.slot.free_blocks.saturating_add_signed(grown - (frozen.used_blocks + nodes)),
+            total_blocks: state.total_blocks,
             inodes: point.inodes,
             claim: state.slot.claim,
             unlocked: state.slot.unlocked,
@@ -303,6 +312,7 @@ impl Volume {
             self.space.kept.remove(run);
             self.space.held.remove(run);
         }
+        self.use_grown_space(&state.slot, &slot);
         self.publish_frees(slot.durable_lsn);
         state.slot = slot;
         self.set_nodes_aside(None);

@@ -50,6 +50,8 @@ counters! {
     journal_wraps,
     /// Checkpoints completed.
     checkpoints,
+    /// Times the volume has grown.
+    grows,
     /// Tree nodes written.
     node_writes,
     /// Epochs begun.

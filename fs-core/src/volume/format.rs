@@ -5,11 +5,12 @@ use uuid::Uuid;
 
 use super::commit::wait_all;
 use super::journal_area::JournalAreas;
-use crate::alloc::Geometry;
 use crate::env::Env;
 use crate::error::{FsError, Result};
 use crate::format::superblock::{MIN_BLOCKS, SECOND_COPY};
-use crate::format::{Change, InodeItem, ItemKind, JournalPart, JournalPoint, Key, RootSlot, Superblock};
+use crate::format::{
+    Change, DataArea, InodeItem, ItemKind, JournalPart, JournalPoint, Key, RootSlot, Superblock,
+};
 use crate::journal::JournalWriter;
 use crate::types::{BLOCK_SIZE, BlockNr, Epoch, Ino, Lsn, PageSize};
 
@@ -140,11 +141,6 @@ fn write_first_epoch(
     env: &dyn Env,
 ) -> Result<()> {
     let epoch = Epoch(1);
-    let geometry = Geometry {
-        total_blocks: sb.total_blocks - 1,
-        first_data_block: sb.first_data_block,
-        group_blocks: sb.group_blocks,
-    };
     let segments = JournalAreas::new(sb).segments(0);
     let mut journal = JournalWriter::new(sb.uuid, epoch, 0, segments.clone(), sb.segment_blocks, (Lsn(0), 0));
     let now = env.now();
@@ -180,7 +176,7 @@ fn write_first_epoch(
     let slot = RootSlot {
         epoch,
         next_ino: Ino::FIRST_FREE,
-        free_blocks: geometry.total_blocks - sb.first_data_block.0,
+        free_blocks: DataArea::new(sb, sb.total_blocks).blocks(),
         total_blocks: sb.total_blocks,
         inodes: 0,
         durable_lsn: Lsn(1),

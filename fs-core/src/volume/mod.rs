@@ -28,6 +28,7 @@ mod explain;
 mod flight;
 mod followers;
 mod format;
+mod grow;
 mod journal_area;
 pub(crate) mod meta;
 mod mount;
@@ -54,6 +55,7 @@ pub use explain::{Explanation, Extent};
 pub(crate) use flight::{Flight, WayBack};
 pub use followers::{ClaimLost, FollowerClaim, FollowerPosition};
 pub use format::FormatOptions;
+pub use grow::{GrowTo, Grown};
 pub(crate) use mount::{tree_root, tree_state};
 pub(crate) use patches::Patches;
 pub(crate) use recover::{Recovered, UnprovenData, check_change, read_superblock, recover, recover_from};
@@ -157,6 +159,12 @@ impl Volume {
     /// What mkfs decided about the volume.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// Present size of the volume in blocks: see [`Self::grow`].
+    pub fn total_blocks(&self) -> u64 {
+        // Beside what can be allocated, the copy of the superblock at the end.
+        self.space.alloc.geometry().total_blocks + 1
     }
 
     /// The running epoch.

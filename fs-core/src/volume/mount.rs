@@ -22,7 +22,7 @@ use crate::cache::{Flights, PageCache};
 use crate::env::Env;
 use crate::error::{FsError, Result};
 use crate::format::superblock::KNOWN_RO_COMPAT;
-use crate::format::{JournalPart, RootSlot};
+use crate::format::{DataArea, JournalPart, RootSlot};
 use crate::fs::InodeTable;
 use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
@@ -145,18 +145,18 @@ impl Volume {
                 inodes: recovered.inodes,
             },
         ));
+        let area = DataArea::new(&sb, base.total_blocks);
         let geometry = Geometry {
-            total_blocks: base.total_blocks - 1,
-            first_data_block: sb.first_data_block,
+            total_blocks: area.end().0,
+            first_data_block: area.first(),
             group_blocks: sb.group_blocks,
+            fixed_block: Some(BlockNr(sb.total_blocks - 1)),
         };
         let loader: Arc<dyn GroupLoader> = Arc::new(BitmapLoader {
             meta: meta.clone(),
             kept: kept.clone(),
             held: held_blocks.clone(),
             group_blocks: sb.group_blocks,
-            first_data_block: sb.first_data_block,
-            end: BlockNr(geometry.total_blocks),
         });
         let free = base.free_blocks.saturating_add_signed(-used_blocks);
         let unit = sb.page_size.blocks().max(NODE_BLOCKS);

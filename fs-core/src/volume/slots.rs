@@ -230,7 +230,7 @@ pub(crate) fn has_served(device: &dyn BlockDevice, sb: &Superblock, claim: &Root
     let first = part.segments.get(part.start.segment as usize).copied().unwrap_or_default();
     let at = BlockNr(first.0.saturating_add(part.start.block.into()));
     if at < sb.first_data_block
-        || at.0 >= sb.total_blocks.min(device.capabilities().size_bytes / BLOCK_SIZE as u64)
+        || at.0 >= claim.total_blocks.min(device.capabilities().size_bytes / BLOCK_SIZE as u64)
     {
         return Ok(false);
     }

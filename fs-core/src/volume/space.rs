@@ -51,8 +51,6 @@ pub(crate) struct BitmapLoader {
     pub(crate) kept: Arc<KeptBlocks>,
     pub(crate) held: Arc<KeptBlocks>,
     pub(crate) group_blocks: u32,
-    pub(crate) first_data_block: BlockNr,
-    pub(crate) end: BlockNr,
 }
 
 impl GroupLoader for BitmapLoader {
@@ -94,10 +92,6 @@ impl GroupLoader for BitmapLoader {
         }
         self.kept.for_each(&mut |run| mark(run, true));
         self.held.for_each(&mut |run| mark(run, true));
-        mark(BlockRun::new(BlockNr(0), self.first_data_block.0 as u32), true);
-        if start.0 + len > self.end.0 {
-            mark(BlockRun::new(self.end, (start.0 + len - self.end.0) as u32), true);
-        }
         Ok(bits)
     }
 }

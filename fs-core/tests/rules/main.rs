@@ -19,6 +19,7 @@ mod r2_epochs;
 mod r4_durable;
 mod r5_torn_or_corrupt;
 mod r6_failures;
+mod r7_grow;
 mod r7_order;
 mod r8_homing;
 mod recovery;

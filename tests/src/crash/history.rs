@@ -11,7 +11,7 @@ use super::expect::Expectation;
 use crate::clock::Clock;
 use crate::fail_with;
 use crate::model::State;
-use crate::ops::{Generator, Op};
+use crate::ops::{Generator, Maintenance, Op};
 use crate::rng::Rng;
 use crate::run::{Config, Failure, InoMap, Lockstep, Promise, Subject, Tree};
 
@@ -314,6 +314,7 @@ fn note_where<S: Subject>(live: &Lockstep<S>, cut: u64, coverage: &mut Coverage)
     let within = live.records().iter().find(|r| r.before < cut && cut < r.after);
     match within.map(|r| &r.op) {
         Some(Op::Remount) => coverage.add("cut within a clean remount", 1),
+        Some(Op::Maintain(Maintenance::Grow(_))) => coverage.add("cut within a grow", 1),
         Some(_) => coverage.add("cut within another operation", 1),
         None => coverage.add("cut between operations", 1),
     }

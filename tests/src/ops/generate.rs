@@ -269,12 +269,14 @@ impl Generator {
     }
 
     fn maintenance(&mut self) -> Op {
-        Op::Maintain(match self.rng.weighted(&[3, 3, 4, 3, 3]) {
+        Op::Maintain(match self.rng.weighted(&[6, 6, 8, 6, 6, 1]) {
             0 => Maintenance::Checkpoint,
             1 => Maintenance::WritebackAll,
             2 => Maintenance::WritebackSome(self.rng.between(1, 20) as usize),
             3 => Maintenance::Publish,
-            _ => Maintenance::Commit,
+            4 => Maintenance::Commit,
+            // Groups have 512 blocks.
+            _ => Maintenance::Grow(*self.rng.pick(&[1, 511, 512, 700, 1100])),
         })
     }
 }

@@ -64,6 +64,8 @@ pub enum Maintenance {
     Publish,
     /// Close and write the open batch.
     Commit,
+    /// Make device and volume this many blocks larger; without the lock on the device, nothing.
+    Grow(u32),
 }
 
 /// Index of something in the model, taken modulo how many there are.

@@ -8,7 +8,7 @@ use blockdev::sim::{CutOptions, Discarded, EventKind, Image, SimDevice, SimOptio
 use fs_core::api::FsOps;
 use fs_core::cache::policy::{PolicyKind, S3FifoOptions, TouchOptions};
 use fs_core::fsck::{CheckOptions, Report, check};
-use fs_core::{FormatOptions, MountOptions, PageSize, Volume};
+use fs_core::{FormatOptions, GrowTo, MountOptions, PageSize, Volume};
 
 use crate::clock::Clock;
 use crate::crash::Coverage;
@@ -138,6 +138,11 @@ impl Subject for Engine {
             Maintenance::WritebackSome(pages) => self.volume.writeback_some(pages).map(|_| ()),
             Maintenance::Publish => self.volume.publish_durable(),
             Maintenance::Commit => self.volume.commit(),
+            Maintenance::Grow(_) if !self.device.capabilities().exclusive => Ok(()),
+            Maintenance::Grow(blocks) => {
+                let more = u64::from(blocks) * fs_core::BLOCK_SIZE as u64;
+                self.volume.grow(GrowTo::By(more)).map(drop)
+            }
         }
     }
 

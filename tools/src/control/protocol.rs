@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, Read, Write};
 
+use fs_core::GrowTo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,11 @@ pub enum Request {
     Tune {
         /// Size of the page cache; absent: it stays.
         cache_bytes: Option<u64>,
+    },
+    /// Make the volume larger.
+    Grow {
+        /// How large.
+        to: GrowTo,
     },
 }
 
@@ -92,6 +98,13 @@ pub enum Response {
         /// Bytes of the pages in it.
         cached_bytes: u64,
     },
+    /// The volume has grown, or had the size already; the last line.
+    Grown {
+        /// Its size before.
+        old_bytes: u64,
+        /// Its size now.
+        new_bytes: u64,
+    },
     /// The request cannot be answered; the last line.
     Error {
         /// Why.
@@ -136,11 +149,24 @@ mod tests {
         assert_eq!(line, b"{\"op\":\"scrub\",\"rate\":7}\n");
         assert_eq!(parse(&line).unwrap(), Some(Request::Scrub { rate: 7 }));
         assert_eq!(parse(b"").unwrap(), None);
+        for to in [GrowTo::Device, GrowTo::Size(u64::MAX), GrowTo::By(1)] {
+            let mut line = Vec::new();
+            send(&mut line, &Request::Grow { to }).unwrap();
+            assert_eq!(parse(&line).unwrap(), Some(Request::Grow { to }));
+        }
     }
 
     #[test]
     fn nonsense_is_refused() {
         let long = vec![b'x'; 2 * MAX_LINE as usize];
+        let numbers = ["-1", "1.5", "1e30", "99999999999999999999", "\"1\"", "null", "[1]"];
+        for number in numbers {
+            let line = format!("{{\"op\":\"grow\",\"to\":{{\"size\":{number}}}}}\n");
+            assert!(parse(line.as_bytes()).is_err(), "{line}");
+        }
+        for to in ["\"all\"", "{}", "{\"size\":1,\"by\":1}", "7"] {
+            assert!(parse(format!("{{\"op\":\"grow\",\"to\":{to}}}\n").as_bytes()).is_err(), "{to}");
+        }
         let deep = [vec![b'['; 60_000], b"\n".to_vec()].concat();
         for bytes in
             [b"{}\n".as_slice(), b"\n", b"{\"op\":\"format\"}\n", b"{\"op\":\"status\"", &long, &deep]

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fs_core::{FsError, Ino, ScrubStats};
+use fs_core::{FsError, GrowTo, Grown, Ino, ScrubStats};
 
 use super::protocol::{Request, Response, receive, send};
 use super::status::{Explained, Extent};
@@ -151,6 +151,7 @@ impl Service {
             Ok(Some(Request::Explain { ino, extents })) => self.explain(&mut stream, Ino(ino), extents),
             Ok(Some(Request::Scrub { rate })) => self.scrub(&mut stream, rate),
             Ok(Some(Request::Tune { cache_bytes })) => send(&mut stream, &self.tune(cache_bytes)),
+            Ok(Some(Request::Grow { to })) => send(&mut stream, &self.grow(to)),
             Err(e) => send(&mut stream, &Response::Error { message: format!("not a request: {e}") }),
         }
     }
@@ -242,6 +243,21 @@ impl Service {
         }
         let cache = self.observed.volume.status().cache;
         Response::Tuned { cache_bytes: cache.capacity, cached_bytes: cache.resident }
+    }
+
+    fn grow(&self, to: GrowTo) -> Response {
+        match self.observed.volume.grow(to) {
+            Ok(Grown { old_bytes, new_bytes }) => {
+                if new_bytes > old_bytes {
+                    tracing::info!("the volume has grown from {old_bytes} to {new_bytes} bytes");
+                }
+                Response::Grown { old_bytes, new_bytes }
+            }
+            Err(e) => {
+                tracing::warn!("the volume cannot grow: {e}");
+                error(&format!("the volume cannot grow: {e}"))
+            }
+        }
     }
 
     fn scrub(&self, stream: &mut UnixStream, rate: u32) -> io::Result<()> {

@@ -139,6 +139,10 @@ impl<D: BlockDevice> BlockDevice for Metered<D> {
         self.inner.refresh_size()
     }
 
+    fn extend(&self, size_bytes: u64) -> Result<Capabilities, DeviceError> {
+        self.inner.extend(size_bytes)
+    }
+
     fn mark(&self, name: &str) {
         self.inner.mark(name);
     }

@@ -117,6 +117,23 @@ impl Drop for Volume {
     }
 }
 
+/// A loop device over an image file.
+pub struct Loop(pub String);
+
+impl Loop {
+    pub fn new(image: &Path, sector: &str) -> Self {
+        let out = Command::new("losetup").args(["-f", "--show", "-b", sector]).arg(image).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Self(String::from_utf8(out.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
 pub fn is_mounted(dir: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     table.lines().any(|l| l.split(' ').nth(1) == dir.to_str())

@@ -69,7 +69,7 @@ impl GroupLoader for Disk {
 }
 
 pub(super) fn geometry(total_blocks: u64) -> Geometry {
-    Geometry { total_blocks, first_data_block: BlockNr(8), group_blocks: GROUP }
+    Geometry { total_blocks, first_data_block: BlockNr(8), group_blocks: GROUP, fixed_block: None }
 }
 
 pub(super) fn config() -> Config {

@@ -240,6 +240,35 @@ fn growth_reaches_groups_that_are_not_loaded() {
     assert_eq!(a.reserved_free_blocks(), 1500 - 512);
 }
 
+/// The place of the superblock's third copy stays out of use, wherever it is.
+#[test]
+fn a_growing_volume_leaves_the_fixed_block_alone() {
+    // In the tail of the last group, at its end, and at the start of a group that is new.
+    for old in [1000, 1023, 1024] {
+        for loaded in [false, true] {
+            let disk = Disk::new(0);
+            let fixed = Geometry { fixed_block: Some(BlockNr(old)), ..geometry(old) };
+            let a = Allocator::new(fixed, config(), disk.clone()).unwrap();
+            a.set_free(a.count_free().unwrap()).unwrap();
+            if loaded {
+                a.reserve_done(&[GroupNr(0), GroupNr(1)]).unwrap();
+            }
+            a.grow(old + 1).unwrap();
+            assert_eq!(a.free_blocks(), old - 8);
+            a.grow(2100).unwrap();
+            assert_eq!((a.free_blocks(), a.count_free().unwrap()), (2100 - 8 - 1, 2100 - 8 - 1));
+            a.reserve_done(&(0..5).map(GroupNr).collect::<Vec<_>>()).unwrap();
+            let mut given = 0;
+            while let Ok(run) = a.alloc(&data(64, 1, 1), None) {
+                assert!(!blocks(run).contains(&old), "{run:?}");
+                given += u64::from(run.len);
+            }
+            assert_eq!(given, 2100 - 8 - 1);
+            assert!(a.free_deferred(run(old - 1, 2), Lsn(1)).is_err(), "nobody can have it");
+        }
+    }
+}
+
 #[test]
 fn petabytes_cost_little_until_used() {
     struct Blank(AtomicU64);
@@ -250,8 +279,7 @@ fn petabytes_cost_little_until_used() {
         }
     }
     let total = 1 << 38;
-    let geometry =
-        Geometry { total_blocks: total, first_data_block: BlockNr(8), group_blocks: MAX_GROUP_BLOCKS };
+    let geometry = Geometry { total_blocks: total, group_blocks: MAX_GROUP_BLOCKS, ..geometry(total) };
     let loader = Arc::new(Blank(AtomicU64::new(0)));
     let a = Allocator::new(geometry, Config::for_volume(&geometry), loader.clone()).unwrap();
     a.mark_used(run(total - 100, 50)).unwrap();

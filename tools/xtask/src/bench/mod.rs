@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: dbfs beside the raw device, ext4 and a no-op FUSE daemon, in turn on one device.
 
 mod device;
+mod grow;
 mod jobs;
 mod names;
 mod report;
@@ -29,6 +30,9 @@ pub struct Args {
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Subject::ALL)]
     subjects: Vec<Subject>,
+    /// Measure only the longest pause of writes while the volume grows
+    #[arg(long)]
+    grow: bool,
 }
 
 /// Bytes of the device: small enough to be written in full before the start, larger than any cache of
@@ -40,10 +44,13 @@ pub fn run(args: &Args) -> Result<()> {
     if !privilege::is_prepared() {
         deps::ensure(deps::BENCH)?;
     }
-    if args.subjects.contains(&Subject::Dbfs) {
+    if args.grow || args.subjects.contains(&Subject::Dbfs) {
         cargo::build_dbfs(Profile::Release)?;
     }
     privilege::become_root()?;
+    if args.grow {
+        return grow::run(args.rounds);
+    }
     let work = WorkDir::new()?;
     say!("writing a file of {} GiB for the loop device", DEVICE_SIZE >> 30);
     let device = LoopDevice::new(work.join("device.img"), DEVICE_SIZE)?;

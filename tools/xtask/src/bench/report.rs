@@ -61,7 +61,7 @@ fn job_json(name: &str, figures: &BTreeMap<Subject, Vec<f64>>) -> Value {
 }
 
 /// The middle figure, or the mean of the two middle ones; 0 if there is none.
-fn median(rounds: &[f64]) -> f64 {
+pub fn median(rounds: &[f64]) -> f64 {
     let mut sorted = rounds.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
