@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, Command};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 mod common;
 
@@ -32,6 +33,14 @@ fn bytes(v: &Volume) -> Vec<u8> {
     fs::read(v.image()).unwrap()
 }
 
+/// Ctrl-C shall not take away what was written before it is through: the kernel sends the signal, and clears the screen's
+/// queue then, with what the program has said about it meanwhile.
+fn keep_output(terminal: &OwnedFd) {
+    let mut settings = tcgetattr(terminal).unwrap();
+    settings.local_modes |= LocalModes::NOFLSH;
+    tcsetattr(terminal, OptionalActions::Now, &settings).unwrap();
+}
+
 /// A program on a terminal of its own.
 struct Terminal {
     child: Child,
@@ -50,6 +59,7 @@ impl Terminal {
         let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&screen).unwrap();
         unlockpt(&screen).unwrap();
+        keep_output(&screen);
         let path = ptsname(&screen, Vec::new()).unwrap();
         let open = || {
             let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;

@@ -31,9 +31,12 @@ pub(super) fn deepen(device: &RamDevice, layout: &Layout) {
     };
     let children: Vec<_> = (0..root.len()).map(|i| (root.key(i), root.child(i))).collect();
     let groups: Vec<_> = children.chunks(CHILDREN).collect();
-    // The root's own place takes the first node; the others are at the volume's end, where nothing was ever written.
+    // The root's own place takes the first node; the others are at the end of the groups that the epoch may write to, where
+    // nothing was ever written.
+    let last = slot.reserved.iter().map(|r| r.first.0 + u64::from(r.count)).max().expect("reserved groups");
+    let end = (last * u64::from(sb.group_blocks)).min(slot.total_blocks - 1);
     let new = BlockRun::new(
-        BlockNr(slot.total_blocks - 1 - groups.len() as u64 * u64::from(NODE_BLOCKS)),
+        BlockNr(end - groups.len() as u64 * u64::from(NODE_BLOCKS)),
         groups.len() as u32 * NODE_BLOCKS,
     );
     assert!(read(device, new.start.offset(), new.bytes()).iter().all(|b| *b == 0), "used blocks");
