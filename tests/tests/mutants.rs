@@ -37,7 +37,7 @@ const FOUND: &[(Mutant, u64)] = &[
     (Mutant::KeepXattrs, 20),
     (Mutant::KeepCapability, 30),
     (Mutant::TmpfileWithoutOrphan, 20),
-    (Mutant::FirstNameInTwoSteps, 200),
+    (Mutant::FirstNameInTwoSteps, 400),
 ];
 
 fn first_failure(histories: u64) -> Option<u64> {
