@@ -80,6 +80,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for place in &places {
         match usage(place, &mounted) {
             Ok(usage) => found.push(usage),
+            // It was in the table, and was unmounted before it was asked.
+            Err(_) if args.places.is_empty() && is_gone(place) => {}
             Err(e) => {
                 output::say(&format!("dbfs df: {e:#}"));
                 code = ExitCode::FAILURE;
@@ -92,6 +94,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         output::stream(|out| print(out, &found))?;
     }
     Ok(code)
+}
+
+fn is_gone(dir: &Path) -> bool {
+    mounts::dbfs_mounts().is_ok_and(|mounted| mounted.iter().all(|m| m.dir != dir))
 }
 
 fn usage(place: &Path, mounted: &[DbfsMount]) -> Result<Usage> {
