@@ -51,6 +51,12 @@ pub fn open_to_look(path: &Path) -> Result<FileDevice> {
     Ok(device)
 }
 
+/// Opens the device of a mounted volume for reading, beside its daemon and without a lock. What is read may be
+/// older than what the daemon has in memory, or be overwritten meanwhile.
+pub fn open_mounted(path: &Path) -> Result<FileDevice> {
+    Ok(FileDevice::open(path, &OpenOptions { read_only: true, lock: false, ..OpenOptions::default() })?)
+}
+
 /// Opens the device, counting what is asked of it, and puts the recorder before it if `options` ask for it.
 pub fn open_for_mount(path: &Path, options: &Options) -> Result<(Arc<dyn BlockDevice>, Arc<DeviceStats>)> {
     let device = open_device(path, options.read_only, options.engine)?;

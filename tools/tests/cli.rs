@@ -246,6 +246,13 @@ fn looking_into_a_volume() {
     v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
     fs::write(v.mnt().join("table"), vec![1; 50_000]).unwrap();
     let ino = fs::metadata(v.mnt().join("table")).unwrap().ino().to_string();
+    for what in ["IMAGE", "MNT"] {
+        let info = v.ok(&["info", what]);
+        assert!(info.contains("orders") && info.contains("mounted_on"), "{info}");
+        let info: serde_json::Value = serde_json::from_str(&v.ok(&["info", "--json", what])).unwrap();
+        assert_eq!((&info["page_size"], &info["read_only"]), (&8192.into(), &false.into()), "{info}");
+        assert!(info["free_bytes"].as_u64().unwrap() < info["size_bytes"].as_u64().unwrap(), "{info}");
+    }
     v.ok(&["umount", "MNT"]);
 
     let info = v.ok(&["info", "IMAGE"]);

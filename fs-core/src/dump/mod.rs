@@ -55,6 +55,15 @@ pub fn info_json(device: &dyn BlockDevice) -> Result<Value> {
     info_doc(device).map(|d| d.json())
 }
 
+/// As [`info_json`], for a volume that is mounted: what its superblock and its newest root slot tell. Free space,
+/// inodes and records are in the daemon's memory, newer than on the device; they are not in it. The journal is
+/// not read.
+pub fn info_of_mounted_json(device: &dyn BlockDevice) -> Result<Value> {
+    let (sb, _) = read_superblock(device)?;
+    let (slot, _) = best_slot(device, &sb)?;
+    Ok(Doc::Fields(identity(device, &sb, &slot)).json())
+}
+
 /// What is wrong with copies of the superblock, a sentence for each: damaged, different, or not to be
 /// read. The volume is read with another one.
 pub fn bad_superblocks(device: &dyn BlockDevice) -> Result<Vec<String>> {
@@ -176,25 +185,32 @@ fn part_doc(part: &JournalPart) -> Doc {
 
 fn info_doc(device: &dyn BlockDevice) -> Result<Doc> {
     let r = recover(device)?;
-    let (sb, slot) = (&r.superblock, &r.slot);
+    let mut fields = identity(device, &r.superblock, &r.slot);
+    fields.extend([
+        ("free_bytes", (free_blocks(&r) * BLOCK_SIZE as u64).into()),
+        ("inodes", r.inodes.into()),
+        ("last_record", r.end.lsn.0.into()),
+        ("checkpoint_record", r.slot.checkpoint_lsn.0.into()),
+        ("records_to_replay", r.records.into()),
+        ("changes_to_replay", r.effective.iter().any(|e| *e).into()),
+    ]);
+    Ok(Doc::Fields(fields))
+}
+
+/// What changes rarely, mounted or not.
+fn identity(device: &dyn BlockDevice, sb: &Superblock, slot: &RootSlot) -> Vec<(&'static str, Doc)> {
     let journal = u64::from(sb.segment_blocks) * u64::from(sb.segments);
-    Ok(Doc::Fields(vec![
+    vec![
         ("volume", device.name().to_string().into()),
         ("uuid", sb.uuid.to_string().into()),
         ("label", sb.label.as_str().into()),
         ("created", time(sb.created).into()),
         ("size_bytes", (slot.total_blocks * BLOCK_SIZE as u64).into()),
-        ("free_bytes", (free_blocks(&r) * BLOCK_SIZE as u64).into()),
         ("reserve_bytes", (sb.reserve_blocks * BLOCK_SIZE as u64).into()),
         ("page_size", (sb.page_size.bytes() as u64).into()),
         ("journal_bytes", (journal * BLOCK_SIZE as u64).into()),
-        ("inodes", r.inodes.into()),
         ("epoch", slot.epoch.0.into()),
-        ("last_record", r.end.lsn.0.into()),
-        ("checkpoint_record", slot.checkpoint_lsn.0.into()),
-        ("records_to_replay", r.records.into()),
-        ("changes_to_replay", r.effective.iter().any(|e| *e).into()),
-    ]))
+    ]
 }
 
 /// Free blocks, the reserve included.
