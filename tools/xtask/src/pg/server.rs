@@ -125,6 +125,45 @@ impl Server {
         wait_until_gone(&children)
     }
 
+    /// Waits until the server has ended by itself.
+    pub fn wait_for_end(&mut self) -> Result<()> {
+        let running = self.running.as_ref().context("the server does not run")?;
+        running.postmaster.wait(PATIENCE).map_err(|error| running.postmaster.error(&format!("{error:#}")))?;
+        self.running = None;
+        Ok(())
+    }
+
+    /// False if it was stopped, killed, or waited for.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// [`Server::kill`] for a server that may be ending, or have ended, by itself.
+    pub fn kill_if_alive(&mut self) -> Result<()> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        let children = stop_and_kill(running.postmaster.pid());
+        running.postmaster.kill();
+        wait_until_gone(&children)
+    }
+
+    /// Waits until the server takes queries again, after it has restarted its processes by itself. False if
+    /// it has ended instead.
+    pub fn wait_until_ready(&mut self) -> Result<bool> {
+        let running = self.running.as_ref().context("the server does not run")?;
+        let start = Instant::now();
+        while self.connect().and_then(|mut c| c.query("SELECT 1")).is_err() {
+            if running.postmaster.try_wait()?.is_some() {
+                self.running = None;
+                return Ok(false);
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(running.postmaster.error("did not take queries again in time"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(true)
+    }
+
     /// A new connection to database `postgres`.
     pub fn connect(&self) -> Result<Connection> {
         Connection::open(&self.socket(), "postgres", "postgres")

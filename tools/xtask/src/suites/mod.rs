@@ -4,6 +4,7 @@ mod fsx;
 mod package;
 mod pg_basic;
 mod pg_cut;
+mod pg_faults;
 mod pg_full;
 mod pg_kill;
 mod pg_regress;
@@ -39,6 +40,8 @@ pub enum Suite {
     PgCut,
     /// PostgreSQL on a volume that becomes full
     PgFull,
+    /// PostgreSQL on a device whose writes, flushes and reads fail
+    PgFaults,
     /// A large file overwritten at random, a directory of a million files: size and memory stay bounded
     Scale,
     /// cp, tar, rsync, git, dd, SQLite and MariaDB
@@ -145,6 +148,7 @@ fn run_one(plan: &Plan, suite: Suite) -> Tally {
         Suite::PgKill => pg_kill::run(plan, &work, &mut tally),
         Suite::PgCut => pg_cut::run(plan, &work, &mut tally),
         Suite::PgFull => pg_full::run(plan, &work, &mut tally),
+        Suite::PgFaults => pg_faults::run(plan, &work, &mut tally),
         Suite::Scale => scale::run(plan, &work, &mut tally),
         Suite::Programs => programs::run(plan, &work, &mut tally),
         Suite::Package => package::run(plan, &work, &mut tally),

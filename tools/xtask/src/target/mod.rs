@@ -6,6 +6,7 @@
 mod daemon;
 mod dbfs;
 mod ext4;
+mod faulty;
 pub mod mounts;
 mod noop;
 
@@ -16,6 +17,7 @@ use clap::ValueEnum;
 
 pub use dbfs::{Dbfs, DbfsOptions};
 pub use ext4::Ext4;
+pub use faulty::{Failing, Fault, FaultyDevice, Leaves};
 pub use noop::{Noop, NoopArgs, serve_noop};
 
 use crate::cargo::{self, Profile};
