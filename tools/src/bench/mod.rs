@@ -1,6 +1,7 @@
-//! `dbfs bench`: measurements of parts of dbfs that need no volume.
+//! `dbfs bench`: measurements of dbfs without a mount.
 
 mod cache;
+mod io;
 mod rng;
 mod trace;
 mod workload;
@@ -19,11 +20,13 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Cache(cache::Args),
+    Io(io::Args),
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Cache(args) => cache::run(args),
+        What::Io(args) => io::run(args),
     }
 }
