@@ -85,6 +85,7 @@ impl Volume {
         let writing = self.stats.time_for(Stage::Data, inode.usage.class());
         let flight = Flight::new(self.device.submit(requests), way_back);
         drop(writing);
+        self.count_data(placed);
         let applied = self.apply_flight(inode, changes, sync, &flight);
         let mut pages = Some(range);
         if mutants::active(Mutant::LandWithoutPages) {

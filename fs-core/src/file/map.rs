@@ -127,12 +127,19 @@ impl Volume {
     ) -> Result<Vec<WrittenRun>> {
         let (requests, written) = requests_for(images, placed, class);
         let outcome = wait_all(self.device.submit(requests));
-        self.note_unflushed(placed.iter().map(|p| p.run.bytes() as u64).sum());
+        self.note_unflushed(self.count_data(placed));
         if let Err(e) = outcome {
             placed.iter().for_each(|p| self.quarantine(p.run));
             return Err(e);
         }
         Ok(written)
+    }
+
+    /// Counts data that was sent to its places. Returns the number of bytes.
+    pub(super) fn count_data(&self, placed: &[Placed]) -> u64 {
+        let bytes = placed.iter().map(|p| p.run.bytes() as u64).sum();
+        self.counters.data_bytes.fetch_add(bytes, Ordering::Relaxed);
+        bytes
     }
 
     /// Finds blocks for pages in what is held; with `last_resort`, in the cushion, too. Takes nothing on

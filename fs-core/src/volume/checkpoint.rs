@@ -258,6 +258,7 @@ impl Volume {
         let index = if mutants::active(Mutant::RootInPlace) { 0 } else { slot.seq };
         let own = RootSlot::address(sb.slots_start, sb.slot_rows, slot.epoch, index);
         let buf = slot.encode(&sb.uuid, own)?;
+        self.counters.slot_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         let written = self.device.write_at(own.offset(), buf, false, IoClass::Log);
         if let Err(e) = written {
             self.commit.fail(&e.to_string());
@@ -368,6 +369,7 @@ impl<'a> Sink<'a> {
         if self.in_flight.len() >= WRITES_IN_FLIGHT {
             self.wait()?;
         }
+        self.volume.counters.node_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         let request = Request::write(addr.offset(), vec![buf], false, IoClass::Background);
         self.in_flight.extend(self.volume.device.submit(vec![request]));
         Ok(())

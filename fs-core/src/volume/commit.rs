@@ -24,6 +24,7 @@ use super::Volume;
 use super::flight::Flight;
 use super::meta::Batch;
 use crate::error::{FsError, Result};
+use crate::format::record::RECORD_HEADER;
 use crate::journal::JournalWriter;
 use crate::mutants::{self, Mutant};
 use crate::stats::{Stage, Stats};
@@ -320,6 +321,10 @@ impl Volume {
                 journal.last_lsn()
             )));
         }
+        let bytes = placed.buf.len() as u64;
+        let padding = bytes - (RECORD_HEADER + payload.len()) as u64;
+        self.counters.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.journal_padding_bytes.fetch_add(padding, Ordering::Relaxed);
         Ok((placed.addr, placed.buf))
     }
 

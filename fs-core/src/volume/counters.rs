@@ -46,6 +46,16 @@ counters! {
     group_commits,
     /// Calls whose changes became durable with the commit of another call.
     shared_commits,
+    /// Bytes of file data written to the device.
+    data_bytes,
+    /// Bytes of journal records written to the device, whole blocks.
+    journal_bytes,
+    /// Those of them that only fill the records' last blocks.
+    journal_padding_bytes,
+    /// Bytes of tree nodes and pending lists written to the device by checkpoints.
+    node_bytes,
+    /// Bytes of root slots written to the device.
+    slot_bytes,
     /// Times the journal's ring was wrapped around.
     journal_wraps,
     /// Checkpoints completed.
