@@ -28,8 +28,15 @@ pub const POSTGRES: &[Need] = &[Need::Program("fusermount3", "fuse3"), Need::Pos
 pub const BENCH: &[Need] = &[
     Need::Program("fusermount3", "fuse3"),
     Need::Program("mkfs.ext4", "e2fsprogs"),
+    Need::Program("mkfs.xfs", "xfsprogs"),
+    Need::Program("xfs_repair", "xfsprogs"),
     Need::Program("mount", "mount"),
     Need::Program("losetup", "mount"),
+    Need::Program("fio", "fio"),
+    Need::Program("mariadbd", "mariadb-server-core"),
+    Need::Program("mariadb", "mariadb-client-core"),
+    Need::Program("sysbench", "sysbench"),
+    Need::Postgres,
 ];
 
 /// What building a package needs.
@@ -43,7 +50,7 @@ pub const PACKAGE: &[Need] = &[
 /// What building fuzz targets needs: libFuzzer is C++.
 pub const FUZZ: &[Need] = &[Need::Program("c++", "g++")];
 
-/// What the commands need in total.
+/// What the commands need in total, but for [`BENCH`].
 pub const EVERYTHING: &[Need] = &[
     Need::Program("fusermount3", "fuse3"),
     Need::Program("mkfs.ext4", "e2fsprogs"),

@@ -10,6 +10,7 @@ mod cmd;
 mod deb;
 mod demo;
 mod deps;
+mod mariadb;
 mod paths;
 mod pg;
 mod privilege;
@@ -46,7 +47,7 @@ enum Command {
     Soak(soak::Args),
     /// Build a Debian package
     Deb(deb::Args),
-    /// Measure dbfs beside the raw device, ext4 and a FUSE daemon that does nothing
+    /// Measure dbfs beside the raw device, ext4, XFS and a FUSE daemon that does nothing
     Bench(bench::Args),
     /// Serve a FUSE file system that stores nothing (for `bench`)
     #[command(hide = true)]
@@ -67,7 +68,7 @@ fn main() {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Deps => deps::ensure(deps::EVERYTHING),
+        Command::Deps => deps::ensure(deps::EVERYTHING).and_then(|()| deps::ensure(deps::BENCH)),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => testcmd::run(&args),
         Command::Suite(args) => suites::command(&args),

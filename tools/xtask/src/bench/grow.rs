@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::report::median;
+use super::device;
+use super::figures::median;
 use crate::buffer::Buffer;
 use crate::cargo::{self, Profile};
 use crate::rng::Rng;
@@ -33,14 +34,14 @@ struct Pauses {
     writes: usize,
 }
 
-/// Runs the load `rounds` times with and without grows in turn, and prints the medians.
-pub fn run(rounds: u32) -> Result<()> {
-    let work = WorkDir::new()?;
+/// Runs the load `rounds` times with and without grows in turn on a volume in the new file `image`, and prints the
+/// medians.
+pub fn run(rounds: u32, work: &WorkDir, image: PathBuf) -> Result<()> {
+    let _removal = device::removal(&image);
     let program = cargo::build_dbfs(Profile::Release)?;
     let dir = work.dir("mnt", None)?;
     let volume = Volume { size: 1 << 30, page_size: 16 << 10 };
-    let options =
-        DbfsOptions::new(program.clone(), work.join("volume.img"), dir, volume, work.join("dbfs.log"));
+    let options = DbfsOptions::new(program.clone(), image, dir, volume, work.join("dbfs.log"));
     let mut target = Dbfs::new(options);
     target.format()?;
     target.mount()?;

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::jobs::per_operation;
-use super::report::Table;
+use super::figures::{Figures, Unit};
+use super::jobs::rate;
 use super::subject::Subject;
+use super::titles;
 
 /// Operations without a sync.
 const MANY: u64 = 2_000;
@@ -18,37 +19,39 @@ const MANY: u64 = 2_000;
 const FEW: u64 = 300;
 
 /// Runs all jobs in the (empty) root of a file system; leaves nothing.
-pub fn run(root: &Path, subject: Subject, table: &mut Table) -> Result<()> {
+pub fn run(root: &Path, subject: Subject, figures: &mut Figures) -> Result<()> {
     let plain = |i: u64| root.join(format!("file-{i:06}"));
     let renamed = |i: u64| root.join(format!("moved-{i:06}"));
 
-    table.add("create", subject, each(MANY, |i| create(&plain(i)).map(drop))?);
-    drop_cached_names()?;
-    table.add("stat, not cached", subject, each(MANY, |i| stat(&plain(i)))?);
-    table.add("stat, cached", subject, each(MANY, |i| stat(&plain(i)))?);
-    table.add("rename", subject, each(MANY, |i| Ok(fs::rename(plain(i), renamed(i))?))?);
-    table.add("unlink", subject, each(MANY, |i| Ok(fs::remove_file(renamed(i))?))?);
+    let mut add = |title, rate| figures.add(title, Unit::Operations, subject, rate);
 
-    table.add("create + write + fsync", subject, each(FEW, |i| create_durably(&plain(i)))?);
+    add(titles::CREATE, each(MANY, |i| create(&plain(i)).map(drop))?);
+    drop_cached_names()?;
+    add(titles::STAT_COLD, each(MANY, |i| stat(&plain(i)))?);
+    add(titles::STAT, each(MANY, |i| stat(&plain(i)))?);
+    add(titles::RENAME, each(MANY, |i| Ok(fs::rename(plain(i), renamed(i))?))?);
+    add(titles::UNLINK, each(MANY, |i| Ok(fs::remove_file(renamed(i))?))?);
+
+    add(titles::CREATE_DURABLY, each(FEW, |i| create_durably(&plain(i)))?);
     let directory = File::open(root)?;
     let rename_durably = |i| {
         fs::rename(plain(i), renamed(i))?;
         Ok(directory.sync_all()?)
     };
-    table.add("rename + fsync", subject, each(FEW, rename_durably)?);
+    add(titles::RENAME_DURABLY, each(FEW, rename_durably)?);
     for i in 0..FEW {
         fs::remove_file(renamed(i))?;
     }
     Ok(())
 }
 
-/// Microseconds per call of `operation`.
+/// Calls of `operation` per second.
 fn each(count: u64, mut operation: impl FnMut(u64) -> Result<()>) -> Result<f64> {
     let start = Instant::now();
     for i in 0..count {
         operation(i)?;
     }
-    Ok(per_operation(start, count))
+    Ok(rate(start, count))
 }
 
 fn create(path: &PathBuf) -> Result<File> {

@@ -1,141 +1,136 @@
-//! Figures, their medians and their ratios.
+//! The figures as text and as JSON.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use super::bars::{Verdict, verdicts};
+use super::figures::{Figures, Job, Spread};
 use super::subject::Subject;
 
-/// What a job's time on dbfs is held against, and the factor it must stay within.
-const BARS: [(&str, Subject, f64); 7] = [
-    ("8 KiB write + fdatasync", Subject::Ext4, 2.0),
-    ("create + write + fsync", Subject::Ext4, 2.0),
-    ("create", Subject::Noop, 1.5),
-    ("stat, not cached", Subject::Noop, 1.5),
-    ("stat, cached", Subject::Noop, 1.5),
-    ("rename", Subject::Noop, 1.5),
-    ("unlink", Subject::Noop, 1.5),
-];
-
-/// All figures, in microseconds per operation: one for each round, job and subject.
-#[derive(Clone, Debug, Default)]
-pub struct Table {
-    jobs: Vec<(String, BTreeMap<Subject, Vec<f64>>)>,
+/// What a run was made of, for those who read its figures later.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Rounds.
+    pub rounds: u32,
+    /// The rest, in pairs of a name and a value.
+    pub facts: Vec<(&'static str, String)>,
 }
 
-impl Table {
-    /// Adds one round's figure.
-    pub fn add(&mut self, job: &str, subject: Subject, microseconds: f64) {
-        let at = self.jobs.iter().position(|(name, _)| name == job);
-        let at = at.unwrap_or_else(|| {
-            self.jobs.push((job.to_owned(), BTreeMap::new()));
-            self.jobs.len() - 1
-        });
-        self.jobs[at].1.entry(subject).or_default().push(microseconds);
-    }
+/// What figures are given in terms of.
+const BASES: [Subject; 4] = [Subject::Raw, Subject::Ext4, Subject::Xfs, Subject::Noop];
 
-    /// Medians, rounds and ratios.
-    pub fn to_json(&self, rounds: u32) -> String {
-        let jobs: Vec<Value> = self.jobs.iter().map(|(name, figures)| job_json(name, figures)).collect();
-        let all = json!({ "unit": "microseconds per operation", "rounds": rounds, "jobs": jobs });
-        format!("{all:#}\n")
-    }
-}
+/// Figures of dbfs.
+pub const OURS: [Subject; 3] = [Subject::Dbfs, Subject::Aged, Subject::Library];
 
-fn job_json(name: &str, figures: &BTreeMap<Subject, Vec<f64>>) -> Value {
-    let mut job = Map::new();
-    job.insert("job".into(), json!(name));
-    for (subject, rounds) in figures {
-        job.insert(subject.name().into(), json!({ "median": median(rounds), "rounds": rounds }));
+/// Two tables: medians, and bars.
+pub fn text(figures: &Figures) -> String {
+    let mut text = format!("{:<74}", "medians");
+    for subject in Subject::ALL {
+        let _ = write!(text, "{:>11}", subject.name());
     }
-    for base in [Subject::Raw, Subject::Ext4, Subject::Noop] {
-        if let Some(ratio) = ratio(figures, base) {
-            job.insert(format!("dbfs / {}", base.name()), json!(ratio));
-        }
-    }
-    if let Some((base, factor, met)) = verdict(name, figures) {
-        job.insert("bar".into(), json!({ "against": base.name(), "factor": factor, "met": met }));
-    }
-    Value::Object(job)
-}
-
-/// The middle figure, or the mean of the two middle ones; 0 if there is none.
-pub fn median(rounds: &[f64]) -> f64 {
-    let mut sorted = rounds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => 0.0,
-        length if length % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
-}
-
-fn ratio(figures: &BTreeMap<Subject, Vec<f64>>, base: Subject) -> Option<f64> {
-    Some(median(figures.get(&Subject::Dbfs)?) / median(figures.get(&base)?))
-}
-
-/// The bar of a job, if it has one and was measured, and whether it is met.
-fn verdict(name: &str, figures: &BTreeMap<Subject, Vec<f64>>) -> Option<(Subject, f64, bool)> {
-    let (_, base, factor) = BARS.iter().find(|(job, ..)| *job == name)?;
-    Some((*base, *factor, ratio(figures, *base)? <= *factor))
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<40}", "microseconds per operation (median)")?;
+    text += "  spread\n";
+    for job in figures.jobs() {
+        let _ = write!(text, "{:<74}", format!("{} [{}]", job.name, job.unit.name()));
         for subject in Subject::ALL {
-            write!(f, "{:>11}", subject.name())?;
+            let median = spread(job, subject).map(|spread| number(spread.median));
+            let _ = write!(text, "{:>11}", median.unwrap_or_else(|| "-".into()));
         }
-        writeln!(f, "{:>10}{:>10}  bar", "/ ext4", "/ no-op")?;
-        for (name, figures) in &self.jobs {
-            write!(f, "{name:<40}")?;
-            for subject in Subject::ALL {
-                let figure = figures.get(&subject).map(|rounds| format!("{:.1}", median(rounds)));
-                write!(f, "{:>11}", figure.unwrap_or_else(|| "-".into()))?;
-            }
-            for base in [Subject::Ext4, Subject::Noop] {
-                let ratio = ratio(figures, base).map(|ratio| format!("{ratio:.2}x"));
-                write!(f, "{:>10}", ratio.unwrap_or_else(|| "-".into()))?;
-            }
-            match verdict(name, figures) {
-                Some((base, factor, met)) => {
-                    let word = if met { "met" } else { "MISSED" };
-                    writeln!(f, "  {factor}x {}: {word}", base.name())?;
-                }
-                None => writeln!(f)?,
+        let widest = Subject::ALL.iter().filter_map(|s| Some(spread(job, *s)?.percent()));
+        let _ = writeln!(text, "{:>7.0}%", widest.fold(0.0, f64::max));
+    }
+    let verdicts = verdicts(figures);
+    if !verdicts.is_empty() {
+        let _ = writeln!(text, "\n{:<88}{:>8}{:>16}{:>8}", "bars", "ratio", "of all rounds", "bar");
+    }
+    for verdict in &verdicts {
+        let Verdict { name, ratio, wanted, .. } = verdict;
+        let range = format!("{:.2}-{:.2}", ratio.least, ratio.greatest);
+        let word = if verdict.is_met() { "met" } else { "MISSED" };
+        let _ = writeln!(text, "{name:<88}{:>8.2}{range:>16}{wanted:>8.2}  {word}", ratio.median);
+    }
+    text
+}
+
+/// Everything.
+pub fn json(run: &Run, figures: &Figures) -> Value {
+    let jobs: Vec<Value> = figures.jobs().iter().map(job_json).collect();
+    let bars = verdicts(figures);
+    let facts: Map<String, Value> =
+        run.facts.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    json!({
+        "rounds": run.rounds,
+        "run": facts,
+        "jobs": jobs,
+        "bars": bars.iter().map(bar_json).collect::<Vec<_>>(),
+    })
+}
+
+fn job_json(job: &Job) -> Value {
+    let mut figures = Map::new();
+    for (subject, rounds) in &job.figures {
+        let mut value = json!({ "median": super::figures::median(rounds), "rounds": rounds });
+        for base in BASES {
+            if let (true, Some(speed)) = (OURS.contains(subject), job.speed(*subject, base)) {
+                value[format!("speed / {}", base.name())] = spread_json(speed);
             }
         }
-        Ok(())
+        figures.insert(subject.name().into(), value);
+    }
+    json!({ "job": job.name, "unit": job.unit.name(), "figures": figures })
+}
+
+fn bar_json(verdict: &Verdict) -> Value {
+    json!({
+        "name": verdict.name,
+        "ratio": spread_json(verdict.ratio),
+        "bar": verdict.wanted,
+        "at_most": verdict.at_most,
+        "met": verdict.is_met(),
+    })
+}
+
+fn spread_json(spread: Spread) -> Value {
+    json!({ "median": spread.median, "least": spread.least, "greatest": spread.greatest })
+}
+
+/// The figures of a subject, if the job was done on it.
+pub fn spread(job: &Job, subject: Subject) -> Option<Spread> {
+    Spread::of(job.figures.get(&subject)?)
+}
+
+/// A figure with as many digits as matter.
+pub fn number(figure: f64) -> String {
+    match figure {
+        f if f.abs() >= 100.0 => format!("{f:.0}"),
+        f if f.abs() >= 10.0 => format!("{f:.1}"),
+        f => format!("{f:.3}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::figures::Unit;
+    use super::super::titles;
     use super::*;
 
     #[test]
-    fn medians_ratios_and_bars() {
-        let mut table = Table::default();
-        for (subject, rounds) in [(Subject::Ext4, [9.0, 10.0, 99.0]), (Subject::Dbfs, [25.0, 1.0, 19.0])] {
+    fn tables_have_medians_ratios_and_bars() {
+        let mut figures = Figures::default();
+        for (subject, rounds) in
+            [(Subject::Ext4, [90.0, 100.0, 990.0]), (Subject::Library, [99.0, 10.0, 495.0])]
+        {
             for figure in rounds {
-                table.add("create + write + fsync", subject, figure);
+                figures.add(titles::APPEND, Unit::Operations, subject, figure);
             }
         }
-        let json: Value = serde_json::from_str(&table.to_json(3)).unwrap();
-        assert_eq!(json["jobs"][0]["dbfs"]["median"], json!(19.0));
-        assert_eq!(json["jobs"][0]["dbfs / ext4"], json!(1.9));
-        assert_eq!(json["jobs"][0]["bar"]["met"], json!(true));
-        assert!(table.to_string().contains("1.90x"));
-        table.add("create + write + fsync", Subject::Dbfs, 26.0);
-        table.add("create + write + fsync", Subject::Dbfs, 27.0);
-        assert!(table.to_string().contains("MISSED"));
-    }
-
-    #[test]
-    fn the_median_of_an_even_count_is_between() {
-        assert!((median(&[1.0, 4.0, 2.0, 100.0]) - 3.0).abs() < 1e-9);
-        assert!(median(&[]).abs() < 1e-9);
+        let run = Run { rounds: 3, facts: vec![("kernel", "6.1".into())] };
+        let json = json(&run, &figures);
+        assert_eq!(json["run"]["kernel"], "6.1");
+        assert_eq!(json["jobs"][0]["figures"]["library"]["median"], 99.0);
+        assert_eq!(json["jobs"][0]["figures"]["library"]["speed / ext4"]["median"], 0.5);
+        assert_eq!(json["bars"][0]["met"], false);
+        let text = text(&figures);
+        assert!(text.contains("MISSED") && text.contains("0.10-1.10"), "{text}");
     }
 }

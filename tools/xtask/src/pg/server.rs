@@ -66,10 +66,20 @@ impl Server {
         let mut initdb = self.install.command("initdb");
         initdb.arg("-D").arg(&self.data).args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "-k"]);
         cmd::capture(initdb.arg("--no-locale"))?;
+        self.configure(SETTINGS)
+    }
+
+    /// Adds lines to the configuration, which win over earlier ones from the next start on.
+    pub fn configure(&self, lines: &str) -> Result<()> {
         let config = self.data.join("postgresql.conf");
         let mut text = std::fs::read_to_string(&config)?;
-        text.push_str(SETTINGS);
+        text.push_str(lines);
         std::fs::write(&config, text).context("cannot write the configuration")
+    }
+
+    /// The first process of the running server.
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(self.running.as_ref().context("the server does not run")?.postmaster.pid())
     }
 
     /// Starts the server and waits until it takes queries, its own recovery included.

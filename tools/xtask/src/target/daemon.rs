@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 
 use super::mounts;
 use crate::cleanup::Guard;
@@ -30,6 +31,11 @@ impl Daemon {
         let process = Proc::spawn(command, log)?;
         wait_until_mounted(&process, dir)?;
         Ok(Self { process, _mount: mount })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
     }
 
     /// Bytes of memory that the daemon had resident when it had most.

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
 
 use super::daemon::Daemon;
 use super::{Target, Volume};
@@ -123,5 +124,9 @@ impl Target for Dbfs {
 
     fn dir(&self) -> &Path {
         &self.options.dir
+    }
+
+    fn daemon(&self) -> Option<Pid> {
+        self.daemon.as_ref().map(Daemon::pid)
     }
 }

@@ -5,8 +5,8 @@
 
 mod daemon;
 mod dbfs;
-mod ext4;
 mod faulty;
+mod kernel;
 pub mod mounts;
 mod noop;
 
@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use rustix::process::Pid;
 
 pub use dbfs::{Dbfs, DbfsOptions};
-pub use ext4::Ext4;
 pub use faulty::{Failing, Fault, FaultyDevice, Leaves};
+pub use kernel::{Format, KernelFs};
 pub use noop::{Noop, NoopArgs, serve_noop};
 
 use crate::cargo::{self, Profile};
@@ -49,6 +50,11 @@ pub trait Target {
 
     /// Where it is mounted.
     fn dir(&self) -> &Path;
+
+    /// The process that serves it, if it is mounted and has one.
+    fn daemon(&self) -> Option<Pid> {
+        None
+    }
 }
 
 /// Which file system a suite runs on.
@@ -87,7 +93,7 @@ pub fn create(kind: Kind, work: &WorkDir, volume: &Volume, profile: Profile) -> 
             let options = DbfsOptions::new(program, image, dir, volume.clone(), work.join("dbfs.log"));
             Box::new(Dbfs::new(options))
         }
-        Kind::Ext4 => Box::new(Ext4::on_image(image, dir, volume.size)),
+        Kind::Ext4 => Box::new(KernelFs::on_image(Format::Ext4, image, dir, volume.size)),
     };
     target.format()?;
     target.mount()?;
