@@ -84,6 +84,16 @@ impl Allocator {
         self.admin.lock().room.clone()
     }
 
+    /// Blocks in the groups kept as room for a take-over. The volume's last group may be cut short.
+    pub fn room_blocks(&self) -> u64 {
+        let geometry = self.geometry();
+        let blocks = |group: &GroupNr| {
+            let (start, end) = geometry.usable(*group);
+            u64::from(end - start) - u64::from(geometry.fixed_in(*group).is_some())
+        };
+        self.admin.lock().room.iter().map(blocks).sum()
+    }
+
     /// Free blocks in reserved groups.
     pub fn reserved_free_blocks(&self) -> u64 {
         self.reserved.free()

@@ -241,9 +241,9 @@ impl FsOps for Volume {
         let (inodes, next_ino) = self.meta.inode_numbers();
         let sb = &self.superblock;
         let alloc = &self.space.alloc;
-        let room = alloc.room_groups().len() as u64 * u64::from(sb.group_blocks);
         let journals = u64::from(sb.journal_groups) * u64::from(sb.group_blocks);
-        let total = (self.total_blocks() - sb.first_data_block.0).saturating_sub(journals + room);
+        let total =
+            (self.total_blocks() - sb.first_data_block.0).saturating_sub(journals + alloc.room_blocks());
         // What is set aside for nodes comes back with the next checkpoint, but for a few.
         let free = alloc.available_blocks(Purpose::Essential) + alloc.limbo_blocks() + self.admissions.held();
         let free = free.saturating_sub(sb.reserve_blocks);
