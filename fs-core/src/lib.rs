@@ -5,6 +5,7 @@
 
 pub mod alloc;
 pub mod api;
+mod atomic;
 pub mod cache;
 mod delta;
 pub mod dump;

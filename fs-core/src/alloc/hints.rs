@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::words::AtomicWord;
+use crate::atomic::AtomicWord;
 
 /// Remembers which searches of a group have failed since bits were last cleared there, so that they
 /// are not tried again. One word: a generation that clearing bits advances, and for each of four

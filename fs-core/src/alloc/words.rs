@@ -1,48 +1,9 @@
 //! Allocation bits in atomic words: claimed without a lock, one compare-and-swap a word.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
+use crate::atomic::AtomicWord;
 use crate::mutants::{self, Mutant};
-
-/// A word of bits; a trait so that a model checker can put its own in place.
-pub(super) trait AtomicWord {
-    fn new(value: u64) -> Self;
-    fn load(&self) -> u64;
-    fn store(&self, value: u64);
-    fn exchange(&self, old: u64, new: u64) -> Result<u64, u64>;
-    fn fetch_or(&self, bits: u64) -> u64;
-    fn fetch_and(&self, bits: u64) -> u64;
-}
-
-/// Implements [`AtomicWord`]: one text, so that a model checker tries the very orderings in use.
-macro_rules! atomic_word {
-    ($atomic:ty) => {
-        impl AtomicWord for $atomic {
-            fn new(value: u64) -> Self {
-                <$atomic>::new(value)
-            }
-            fn load(&self) -> u64 {
-                self.load(Ordering::Acquire)
-            }
-            fn store(&self, value: u64) {
-                self.store(value, Ordering::Release);
-            }
-            fn exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
-                self.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire)
-            }
-            fn fetch_or(&self, bits: u64) -> u64 {
-                self.fetch_or(bits, Ordering::AcqRel)
-            }
-            fn fetch_and(&self, bits: u64) -> u64 {
-                self.fetch_and(bits, Ordering::AcqRel)
-            }
-        }
-    };
-}
-#[cfg(test)]
-pub(super) use atomic_word;
-
-atomic_word!(AtomicU64);
 
 /// What became of an attempt to claim a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Frame;
+use super::FrameRef;
 use crate::types::{Ino, PageNr};
 
 /// The read of one page.
@@ -19,13 +19,13 @@ pub(crate) struct Flight {
 enum Outcome {
     #[default]
     Open,
-    Landed(Arc<Frame>),
+    Landed(FrameRef),
     Failed,
 }
 
 impl Flight {
     /// Waits until it is over. `None`: it failed, and whoever wants the page has to try it himself.
-    pub(crate) fn wait(&self) -> Option<Arc<Frame>> {
+    pub(crate) fn wait(&self) -> Option<FrameRef> {
         let mut outcome = self.outcome.lock();
         loop {
             match &*outcome {
@@ -58,7 +58,7 @@ pub(crate) struct Landing<'a> {
 impl Landing<'_> {
     /// The page is in the cache, in this frame. The caller still holds the page's range, as all have to
     /// who wait: so the frame is as good for them.
-    pub(crate) fn land(self, frame: Arc<Frame>) {
+    pub(crate) fn land(self, frame: FrameRef) {
         *self.flight.outcome.lock() = Outcome::Landed(frame);
     }
 }
@@ -96,6 +96,8 @@ impl Flights {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::PolicyKind;
+    use super::super::shard::Shard;
     use super::*;
 
     const PAGE: (Ino, PageNr) = (Ino(17), PageNr(3));
@@ -119,11 +121,13 @@ mod tests {
         let flights = Flights::default();
         let landing = mine(&flights);
         let flight = theirs(&flights);
-        let frame = Frame::new(blockdev::AlignedBuf::zeroed(4096));
+        let shard = Shard::new(PolicyKind::default(), 16);
+        let frame = shard.insert(PAGE, 1, blockdev::AlignedBuf::zeroed(4096));
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| flight.wait());
             landing.land(frame.clone());
-            assert!(Arc::ptr_eq(&waiter.join().unwrap().unwrap(), &frame));
+            let found = waiter.join().unwrap().unwrap();
+            assert!(std::ptr::eq(&*found, &*frame));
         });
         drop(mine(&flights));
         assert!(flights.table.lock().is_empty());

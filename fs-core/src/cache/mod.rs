@@ -1,9 +1,15 @@
 //! The page cache, and what decides which pages stay in it.
 
 mod flights;
+mod frame;
+mod identity;
+mod index;
 mod pages;
 pub mod policy;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use flights::{Claim, Flight, Flights};
-pub(crate) use pages::{Frame, FrameData, PageCache};
+pub(crate) use frame::{Frame, FrameData, FrameRef};
+pub(crate) use pages::PageCache;

@@ -1,55 +1,62 @@
-//! A part of the page cache: an index, slots that frames are in, and the policy over the slots' numbers.
+//! A part of the page cache: frames, an index over them, and the policy over their numbers.
+//!
+//! A hit takes no lock: it finds the frame in the index and pins it ([`super::identity`]). The lock is for
+//! pages that come and go, and for who has not found his page without it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use blockdev::AlignedBuf;
+use parking_lot::Mutex;
 
-use super::pages::Frame;
-use super::policy::{Clock, Counting, FrameNr, Frames, Policy, PolicyKind, TouchCount};
+use super::frame::{Frame, FrameRef, FrameTable};
+use super::index::Index;
+use super::policy::{Clock, Counting, FrameNr, Frames, Policy, PolicyKind, TouchCount, hash_page};
 use crate::types::{Ino, PageNr};
 
 /// Pages evicted for one that comes in, at most. More than one goes if the shard has too many, as after
 /// pages that were dirty have been written.
 const MOST_EVICTED: usize = 32;
 
-#[derive(Debug)]
-struct Slot {
-    key: (Ino, PageNr),
-    frame: Arc<Frame>,
-}
-
-/// By frame number; `None`: free.
-#[derive(Debug, Default)]
-struct Slots(Vec<Option<Slot>>);
-
-impl Slots {
-    fn taken(&self, nr: FrameNr) -> &Slot {
-        self.0[nr.0 as usize].as_ref().expect("the index and the policy know only slots that are taken")
-    }
-}
-
-impl Frames for Slots {
+impl Frames for FrameTable {
     fn touches(&self, nr: FrameNr) -> &TouchCount {
-        &self.taken(nr).frame.touches
+        &self.entry(nr).touches
     }
 
-    /// Somebody works with it, or it is in its inode's list of what is not at home. New references come
-    /// from the cache, under the shard's lock, or from those that are there already.
-    fn pinned(&self, nr: FrameNr) -> bool {
-        Arc::strong_count(&self.taken(nr).frame) > 1
+    /// Not if somebody works with it, or it is in its inode's list of what is not at home: both pin it.
+    fn claim(&self, nr: FrameNr) -> bool {
+        self.entry(nr).identity.close_unpinned()
     }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Shard {
-    index: HashMap<(Ino, PageNr), FrameNr>,
-    slots: Slots,
-    free: Vec<FrameNr>,
-    policy: Box<dyn Policy>,
+    index: Index,
+    frames: FrameTable,
     counting: Counting,
     clock: Clock,
+    /// The policy wants to know of each use, so a hit takes the lock.
+    orders_by_use: bool,
+    changing: Mutex<Changing>,
+}
+
+/// What the lock is for.
+#[derive(Debug)]
+struct Changing {
+    policy: Box<dyn Policy>,
+    /// Frames made so far.
+    made: u32,
+    /// Those without a page.
+    free: Vec<FrameNr>,
+    /// Those whose page was dropped while somebody used it. Free as soon as nobody does.
+    orphans: Vec<FrameNr>,
+    /// Pages that can be found.
+    resident: usize,
     /// Frames that it should have at most; pinned ones can make it more.
     capacity: usize,
+}
+
+/// The part of a page's hash that the index goes by.
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 impl Shard {
@@ -57,99 +64,170 @@ impl Shard {
     pub(super) fn new(kind: PolicyKind, capacity: usize) -> Self {
         let policy = kind.make(capacity);
         Self {
-            index: HashMap::new(),
-            slots: Slots::default(),
-            free: Vec::new(),
+            index: Index::new(),
+            frames: FrameTable::new(),
             counting: policy.counting(),
-            policy,
             clock: Clock::default(),
-            capacity,
+            orders_by_use: policy.orders_by_use(),
+            changing: Mutex::new(Changing {
+                policy,
+                made: 0,
+                free: Vec::new(),
+                orphans: Vec::new(),
+                resident: 0,
+                capacity,
+            }),
         }
     }
 
     /// Pages in it.
     pub(super) fn len(&self) -> usize {
-        self.index.len()
+        self.changing.lock().resident
+    }
+
+    /// Pins the page's frame, if it is found. Without the lock it may be missed.
+    fn find(&self, key: (Ino, PageNr), hash: u64) -> Option<(FrameNr, FrameRef)> {
+        self.index.find(tag(hash), |nr| Some((nr, self.frames.get(nr)?.pin(key)?)))
     }
 
     /// Whether a page is in it; does not count as a use.
-    pub(super) fn contains(&self, ino: Ino, page: PageNr) -> bool {
-        self.index.contains_key(&(ino, page))
+    pub(super) fn contains(&self, key: (Ino, PageNr), hash: u64) -> bool {
+        self.find(key, hash).is_some() || {
+            let _locked = self.changing.lock();
+            self.find(key, hash).is_some()
+        }
     }
 
     /// The page's frame. Counts as a use.
-    pub(super) fn get(&mut self, ino: Ino, page: PageNr) -> Option<Arc<Frame>> {
-        let nr = *self.index.get(&(ino, page))?;
-        let frame = &self.slots.taken(nr).frame;
+    pub(super) fn get(&self, key: (Ino, PageNr), hash: u64) -> Option<FrameRef> {
+        if !self.orders_by_use
+            && let Some((_, frame)) = self.find(key, hash)
+        {
+            self.touch(&frame);
+            return Some(frame);
+        }
+        self.get_locked(&mut self.changing.lock(), key, hash)
+    }
+
+    fn get_locked(&self, changing: &mut Changing, key: (Ino, PageNr), hash: u64) -> Option<FrameRef> {
+        let (nr, frame) = self.find(key, hash)?;
+        self.touch(&frame);
+        changing.policy.used(nr);
+        Some(frame)
+    }
+
+    fn touch(&self, frame: &Frame) {
         frame.touches.touch(self.clock.now(), self.counting);
-        self.policy.used(nr);
-        Some(frame.clone())
     }
 
     /// Adds a page with its hash; one that is there already is kept and returned.
-    pub(super) fn insert(&mut self, ino: Ino, page: PageNr, hash: u64, frame: Arc<Frame>) -> Arc<Frame> {
-        if let Some(present) = self.get(ino, page) {
+    pub(super) fn insert(&self, key: (Ino, PageNr), hash: u64, buf: AlignedBuf) -> FrameRef {
+        let mut changing = self.changing.lock();
+        if let Some(present) = self.get_locked(&mut changing, key, hash) {
             return present;
         }
-        self.evict(self.capacity.saturating_sub(1), MOST_EVICTED);
-        let now = self.clock.tick(self.policy.interval_length(self.capacity));
+        self.reclaim_orphans(&mut changing);
+        let target = changing.capacity.saturating_sub(1);
+        self.evict(&mut changing, target, MOST_EVICTED);
+        let now = self.clock.tick(changing.policy.interval_length(changing.capacity));
+        let nr = changing.free_frame();
+        let frame = self.frames.entry(nr);
         frame.touches.reset(now);
-        let key = (ino, page);
-        let slot = Some(Slot { key, frame: frame.clone() });
-        let nr = match self.free.pop() {
-            Some(nr) => {
-                self.slots.0[nr.0 as usize] = slot;
-                nr
-            }
-            None => {
-                self.slots.0.push(slot);
-                FrameNr(self.slots.0.len() as u32 - 1)
-            }
-        };
-        self.index.insert(key, nr);
-        self.policy.enter(nr, hash);
-        frame
+        let pinned = frame.fill(key, buf);
+        self.index.insert(tag(hash), nr);
+        changing.resident += 1;
+        changing.policy.enter(nr, hash);
+        pinned
     }
 
     /// Forgets a page.
-    pub(super) fn remove(&mut self, ino: Ino, page: PageNr) {
-        if let Some(nr) = self.index.remove(&(ino, page)) {
-            self.policy.leave(nr);
-            self.vacate(nr);
+    pub(super) fn remove(&self, key: (Ino, PageNr), hash: u64) {
+        let mut changing = self.changing.lock();
+        let found = self.find(key, hash).map(|(nr, _pin)| nr);
+        if let Some(nr) = found {
+            self.drop_page(&mut changing, nr);
         }
     }
 
     /// Forgets the pages of a file from `from` on.
-    pub(super) fn remove_from(&mut self, ino: Ino, from: PageNr) {
-        let gone: Vec<PageNr> =
-            self.index.keys().filter(|(i, p)| *i == ino && *p >= from).map(|(_, p)| *p).collect();
-        gone.into_iter().for_each(|page| self.remove(ino, page));
+    pub(super) fn remove_from(&self, ino: Ino, from: PageNr) {
+        let mut changing = self.changing.lock();
+        for nr in (0..changing.made).map(FrameNr) {
+            let identity = &self.frames.entry(nr).identity;
+            let key = identity.key();
+            if identity.is_open() && key.0 == ino && key.1 >= from {
+                self.drop_page(&mut changing, nr);
+            }
+        }
+    }
+
+    fn drop_page(&self, changing: &mut Changing, nr: FrameNr) {
+        changing.policy.leave(nr);
+        self.unlist(changing, nr);
+        let frame = self.frames.entry(nr);
+        if frame.identity.close() {
+            frame.vacate();
+            changing.free.push(nr);
+        } else {
+            changing.orphans.push(nr);
+        }
+    }
+
+    /// Takes the page out of the index.
+    fn unlist(&self, changing: &mut Changing, nr: FrameNr) {
+        let (ino, page) = self.frames.entry(nr).identity.key();
+        self.index.remove(tag(hash_page(ino.0, page.0)), nr);
+        changing.resident -= 1;
+    }
+
+    /// Frames of dropped pages that nobody uses any more are free.
+    fn reclaim_orphans(&self, changing: &mut Changing) {
+        let Changing { orphans, free, .. } = changing;
+        orphans.retain(|nr| {
+            let frame = self.frames.entry(*nr);
+            let used = frame.identity.is_pinned();
+            if !used {
+                frame.vacate();
+                free.push(*nr);
+            }
+            used
+        });
     }
 
     /// Changes the number of frames; what is too much goes, as far as it is not pinned.
-    pub(super) fn set_capacity(&mut self, frames: usize) {
-        self.capacity = frames;
-        self.policy.set_capacity(frames);
+    pub(super) fn set_capacity(&self, frames: usize) {
+        let mut changing = self.changing.lock();
+        changing.capacity = frames;
+        changing.policy.set_capacity(frames);
+        self.reclaim_orphans(&mut changing);
         // The policy gives up after some pinned frames in a row, and goes on behind them.
-        for _ in 0..=self.len() / 16 {
-            self.evict(frames, usize::MAX);
+        for _ in 0..=changing.resident / 16 {
+            self.evict(&mut changing, frames, usize::MAX);
         }
     }
 
     /// Evicts up to `most` pages as long as there are more than `target`.
-    fn evict(&mut self, target: usize, most: usize) {
+    fn evict(&self, changing: &mut Changing, target: usize, most: usize) {
         for _ in 0..most {
-            if self.len() <= target {
+            if changing.resident <= target {
                 break;
             }
-            let Some(nr) = self.policy.victim(&self.slots) else { break };
-            self.index.remove(&self.slots.taken(nr).key);
-            self.vacate(nr);
+            let Some(nr) = changing.policy.victim(&self.frames) else { break };
+            self.unlist(changing, nr);
+            let frame = self.frames.entry(nr);
+            debug_assert!(frame.is_at_home(), "what is not at home is pinned by its inode");
+            frame.vacate();
+            changing.free.push(nr);
         }
     }
+}
 
-    fn vacate(&mut self, nr: FrameNr) {
-        self.slots.0[nr.0 as usize] = None;
-        self.free.push(nr);
+impl Changing {
+    /// A frame without a page.
+    fn free_frame(&mut self) -> FrameNr {
+        self.free.pop().unwrap_or_else(|| {
+            self.made += 1;
+            FrameNr(self.made - 1)
+        })
     }
 }

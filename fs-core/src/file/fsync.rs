@@ -1,9 +1,7 @@
 //! fsync: the promise (contract C1).
 
-use std::sync::Arc;
-
 use super::writeback::Which;
-use crate::cache::Frame;
+use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
 use crate::format::Change;
 use crate::fs::Inode;
@@ -64,7 +62,7 @@ impl Volume {
     /// Puts the dirty bytes of the pages into the open batch, in one step, unless they are too many, or
     /// in more than `most` pages. The caller holds `homing` and the pages, and was let in for that.
     pub(super) fn inline_frames(&self, inode: &Inode, lo: PageNr, hi: PageNr, most: usize) -> Result<bool> {
-        let frames: Vec<(PageNr, Arc<Frame>)> = {
+        let frames: Vec<(PageNr, FrameRef)> = {
             let unhomed = inode.unhomed.lock();
             unhomed.range(lo..=hi).map(|(p, f)| (*p, f.clone())).collect()
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use blockdev::{AlignedBuf, IoClass, Request};
 
-use crate::cache::{Claim, Flight, Frame, FrameData};
+use crate::cache::{Claim, Flight, FrameData, FrameRef};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
@@ -27,8 +27,8 @@ struct ReadRun {
 impl Volume {
     /// The frames of pages `first..first + count`, from the cache or the device. The caller holds
     /// the range, at least shared. Threads that miss the same page share one read.
-    pub(crate) fn load_frames(&self, inode: &Inode, first: PageNr, count: usize) -> Result<Vec<Arc<Frame>>> {
-        let mut frames: Vec<Option<Arc<Frame>>> =
+    pub(crate) fn load_frames(&self, inode: &Inode, first: PageNr, count: usize) -> Result<Vec<FrameRef>> {
+        let mut frames: Vec<Option<FrameRef>> =
             (0..count as u64).map(|i| self.cache.get(inode.ino, PageNr(first.0 + i))).collect();
         let hits = frames.iter().flatten().count() as u64;
         self.counters.cache_hits.fetch_add(hits, Ordering::Relaxed);
@@ -49,7 +49,7 @@ impl Volume {
         &self,
         inode: &Inode,
         first: PageNr,
-        frames: &mut [Option<Arc<Frame>>],
+        frames: &mut [Option<FrameRef>],
     ) -> Result<Vec<(usize, Arc<Flight>)>> {
         let page_of = |i: usize| PageNr(first.0 + i as u64);
         let (mut mine, mut theirs) = (Vec::new(), Vec::new());
@@ -83,20 +83,20 @@ impl Volume {
     }
 
     /// One frame; see [`load_frames`](Self::load_frames).
-    pub(crate) fn load_frame(&self, inode: &Inode, page: PageNr) -> Result<Arc<Frame>> {
+    pub(crate) fn load_frame(&self, inode: &Inode, page: PageNr) -> Result<FrameRef> {
         let frame = self.load_frames(inode, page, 1)?.pop();
         frame.ok_or_else(|| FsError::Volume("a page vanished while it was loaded".into()))
     }
 
     /// Makes a page that was read a frame of the cache, with the bytes that recovery found in the
     /// journal put over it.
-    fn adopt(&self, inode: &Inode, page: PageNr, mut buf: AlignedBuf) -> Arc<Frame> {
+    fn adopt(&self, inode: &Inode, page: PageNr, mut buf: AlignedBuf) -> FrameRef {
         let mut patches = self.patches.lock();
         let Some(list) = patches.get(inode.ino, page) else {
-            return self.cache.insert(inode.ino, page, Frame::new(buf));
+            return self.cache.insert(inode.ino, page, buf);
         };
         list.iter().for_each(|patch| patch.apply(&mut buf));
-        let frame = self.cache.insert(inode.ino, page, Frame::new(buf));
+        let frame = self.cache.insert(inode.ino, page, buf);
         self.note_patched(&mut frame.data.write());
         inode.unhomed.lock().insert(page, frame.clone());
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());

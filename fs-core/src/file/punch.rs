@@ -2,12 +2,10 @@
 //! are zeroed in the cache and go the way of any buffered overwrite (read, verified, written to new
 //! blocks).
 
-use std::sync::Arc;
-
 use super::map::{free_changes, freed_blocks};
 use super::room::{Room, Until, is_full};
 use crate::alloc::Purpose;
-use crate::cache::Frame;
+use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
 use crate::format::{Change, MappedRun, PageEntry};
 use crate::fs::Inode;
@@ -32,7 +30,7 @@ pub(super) enum Space {
 /// Bytes of a page that are to become zeros.
 struct Part<'a> {
     page: PageNr,
-    frame: Arc<Frame>,
+    frame: FrameRef,
     from: usize,
     to: usize,
     /// Space for the way home; `None`: there is none for users.

@@ -1,13 +1,11 @@
 //! Changing the size of a file.
 
-use std::sync::Arc;
-
 use parking_lot::RwLockReadGuard;
 
 use super::map::freed_blocks;
 use super::range_lock::RangeGuard;
 use super::tail::{TailJob, report_owed};
-use crate::cache::Frame;
+use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
 use crate::format::{Change, PageEntry};
 use crate::fs::{Inode, InodeState};
@@ -18,7 +16,7 @@ use crate::volume::{Admission, Volume};
 /// The last page of a file that is cut within it: its bytes from `at` on become zeros.
 struct CutPage {
     page: PageNr,
-    frame: Arc<Frame>,
+    frame: FrameRef,
     at: usize,
 }
 

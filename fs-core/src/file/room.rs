@@ -8,11 +8,9 @@
 //! must not wait for space on its way home. The others, which overwrite what is mapped, draw on the
 //! reserve and the allocator's cushion when they are written: what they take, they give back.
 
-use std::sync::Arc;
-
 use super::map::{PageImage, Placed};
 use crate::alloc::{Hold, Purpose};
-use crate::cache::{Frame, FrameData};
+use crate::cache::{FrameData, FrameRef};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
@@ -214,7 +212,7 @@ impl Volume {
     pub(crate) fn places_at_home(
         &self,
         inode: &Inode,
-        frames: &[(PageNr, Arc<Frame>)],
+        frames: &[(PageNr, FrameRef)],
         size: u64,
     ) -> Result<bool> {
         for (page, frame) in frames {
@@ -234,7 +232,7 @@ impl Volume {
     /// what is missing, in space from the reserve, which may be what they held. Takes nothing on failure.
     pub(crate) fn place_images(
         &self,
-        frames: &[(PageNr, Arc<Frame>)],
+        frames: &[(PageNr, FrameRef)],
         images: &[PageImage],
         goal: Option<BlockNr>,
         hold: &mut Hold,

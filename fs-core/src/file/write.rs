@@ -1,10 +1,10 @@
 //! Writing: which way a write goes, and the buffered way.
 
-use std::sync::Arc;
+use blockdev::AlignedBuf;
 
 use super::room::{Room, Until, is_full};
 use crate::api::{FileType, IoFlags};
-use crate::cache::{Frame, FrameData};
+use crate::cache::{FrameData, FrameRef};
 use crate::error::{FsError, Result};
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
@@ -155,7 +155,7 @@ impl Volume {
         let loaded = (first.0..=last.0)
             .map(|p| self.frame_to_keep(inode, PageNr(p), offset, data.len(), size))
             .collect::<Result<Vec<_>>>()?;
-        let frames: Vec<Arc<Frame>> = (first.0..=last.0)
+        let frames: Vec<FrameRef> = (first.0..=last.0)
             .zip(loaded)
             .map(|(p, frame)| frame.unwrap_or_else(|| self.fresh_frame(inode, PageNr(p))))
             .collect();
@@ -202,7 +202,7 @@ impl Volume {
         offset: u64,
         len: usize,
         size: u64,
-    ) -> Result<Option<Arc<Frame>>> {
+    ) -> Result<Option<FrameRef>> {
         let start = self.page_size().start_of(page);
         let end = start + self.page_bytes() as u64;
         let covers_old_bytes = offset <= start && (offset + len as u64 >= end.min(size));
@@ -214,9 +214,8 @@ impl Volume {
     }
 
     /// An empty frame for a page of which no old byte survives.
-    fn fresh_frame(&self, inode: &Inode, page: PageNr) -> Arc<Frame> {
-        let frame = Frame::new(blockdev::AlignedBuf::zeroed(self.page_bytes()));
-        let frame = self.cache.insert(inode.ino, page, frame);
+    fn fresh_frame(&self, inode: &Inode, page: PageNr) -> FrameRef {
+        let frame = self.cache.insert(inode.ino, page, AlignedBuf::zeroed(self.page_bytes()));
         // Bytes that recovery found in the journal for this page are overwritten in memory. Until
         // the new ones are at home the journal has the only durable copy: as inline as before. A
         // checkpoint finds the page in one place or the other at any moment.

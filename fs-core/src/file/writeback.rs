@@ -3,15 +3,13 @@
 //! A page is written and mapped under its exclusive range lock: what is mapped is the newest version,
 //! and no direct write can come in between (rule R8).
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
-
 use blockdev::{AlignedBuf, IoClass};
+use std::ops::ControlFlow;
 
 use super::map::{PageImage, Placed, Unwritten};
 use super::room::is_full;
 use crate::alloc::{Hold, Purpose};
-use crate::cache::Frame;
+use crate::cache::{Frame, FrameRef};
 use crate::error::{FsError, Result};
 use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
@@ -87,7 +85,7 @@ impl Volume {
     fn write_step(&self, inode: &Inode, lo: PageNr, hi: PageNr, which: Which) -> Result<usize> {
         let _range =
             (!mutants::active(Mutant::WritebackWithoutLock)).then(|| self.lock_pages(inode, lo, hi, true));
-        let frames: Vec<(PageNr, Arc<Frame>)> = {
+        let frames: Vec<(PageNr, FrameRef)> = {
             let unhomed = inode.unhomed.lock();
             unhomed.range(lo..=hi).filter(|(_, f)| wants(f, which)).map(|(p, f)| (*p, f.clone())).collect()
         };
@@ -108,7 +106,7 @@ impl Volume {
     }
 
     /// Writes and maps the pages of some frames, in one step. The caller holds them exclusively.
-    fn write_out(&self, inode: &Inode, frames: &[(PageNr, Arc<Frame>)], size: u64) -> Result<usize> {
+    fn write_out(&self, inode: &Inode, frames: &[(PageNr, FrameRef)], size: u64) -> Result<usize> {
         let mut covered = 0;
         let mut images = Vec::with_capacity(frames.len());
         for (page, frame) in frames {
@@ -145,7 +143,7 @@ impl Volume {
     fn write_from_places(
         &self,
         inode: &Inode,
-        frames: &[(PageNr, Arc<Frame>)],
+        frames: &[(PageNr, FrameRef)],
         images: Vec<PageImage>,
         update: impl FnOnce(&mut InodeState) -> bool,
     ) -> Result<()> {
@@ -174,7 +172,7 @@ impl Volume {
 
     /// The places that were written to are no longer the frames': they belong to the file, or are in
     /// quarantine. What of them was not needed is free.
-    fn leave_places(&self, frames: &[(PageNr, Arc<Frame>)], placed: &[Placed]) {
+    fn leave_places(&self, frames: &[(PageNr, FrameRef)], placed: &[Placed]) {
         for (page, run) in placed.iter().filter(|p| p.own).flat_map(|p| p.pages_of(self.page_blocks())) {
             let Ok(at) = frames.binary_search_by_key(&page, |(p, _)| *p) else { continue };
             if let Some(place) = frames[at].1.data.write().place.take()
@@ -186,7 +184,7 @@ impl Volume {
     }
 
     /// The frames are at home: returns how many had bytes in the journal.
-    fn clean(&self, inode: &Inode, frames: &[(PageNr, Arc<Frame>)]) -> usize {
+    fn clean(&self, inode: &Inode, frames: &[(PageNr, FrameRef)]) -> usize {
         let mut homed = 0;
         let mut unhomed = inode.unhomed.lock();
         for (page, frame) in frames {

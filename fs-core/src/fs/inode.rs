@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::api::{Attr, FileType, Timestamp};
-use crate::cache::Frame;
+use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
 use crate::file::{LostBytes, RangeLock, Tail};
 use crate::format::{Change, InodeItem, ItemKind, Key};
@@ -82,7 +82,7 @@ pub(crate) struct Inode {
     /// Told when `state.tail` changes.
     pub(crate) tail_changed: Condvar,
     /// Pages that are dirty or whose bytes are in the journal only.
-    pub(crate) unhomed: Mutex<BTreeMap<PageNr, Arc<Frame>>>,
+    pub(crate) unhomed: Mutex<BTreeMap<PageNr, FrameRef>>,
 }
 
 /// No arithmetic overflows on what the device says about an inode.

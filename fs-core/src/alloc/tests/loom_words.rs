@@ -1,14 +1,12 @@
 //! Every interleaving of the lock-free parts, as far as small models show it.
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::atomic::AtomicU64;
 use loom::thread;
 
 use super::super::hints::RunHints;
-use super::super::words::{AtomicWord, Claim, Words, atomic_word};
+use super::super::words::{Claim, Words};
 use crate::mutants::{Mutant, with};
-
-atomic_word!(AtomicU64);
 
 type LoomWords = Words<AtomicU64>;
 

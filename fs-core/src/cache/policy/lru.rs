@@ -32,6 +32,10 @@ impl Policy for Lru {
         self.lists.push(ALL, frame);
     }
 
+    fn orders_by_use(&self) -> bool {
+        true
+    }
+
     fn used(&mut self, frame: FrameNr) {
         if self.lists.list_of(frame).is_some() {
             self.lists.push(ALL, frame);
@@ -45,7 +49,7 @@ impl Policy for Lru {
     fn victim(&mut self, frames: &dyn Frames) -> Option<FrameNr> {
         for _ in 0..MOST_PINNED {
             let tail = self.lists.tail(ALL)?;
-            if !frames.pinned(tail) {
+            if frames.claim(tail) {
                 self.lists.remove(tail);
                 return Some(tail);
             }

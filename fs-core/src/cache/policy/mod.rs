@@ -39,8 +39,9 @@ impl FrameNr {
 pub trait Frames {
     /// Uses of the frame's page.
     fn touches(&self, frame: FrameNr) -> &TouchCount;
-    /// The frame may not be taken now: somebody uses it, or it has bytes that are nowhere else.
-    fn pinned(&self, frame: FrameNr) -> bool;
+    /// Takes the frame for good, so that nobody can begin to use its page; false: it may not be taken now, as
+    /// somebody uses it, or it has bytes that are nowhere else.
+    fn claim(&self, frame: FrameNr) -> bool;
 }
 
 /// A replacement policy for the pages of one cache or shard. No method blocks or allocates, but for
@@ -57,15 +58,20 @@ pub trait Policy: Send + fmt::Debug {
     /// A page, known by its hash, enters `frame`. The frame must be in no list, and its count reset.
     fn enter(&mut self, frame: FrameNr, page: u64);
 
-    /// The frame's page was used. Only for policies that order by use; the others go by the counts, and
-    /// an owner that does not call this loses nothing with them.
+    /// It has to be told of each use. The others go by the counts, so that a use needs no lock.
+    fn orders_by_use(&self) -> bool {
+        false
+    }
+
+    /// The frame's page was used. Only for policies that order by use; an owner that does not call this
+    /// loses nothing with the others.
     fn used(&mut self, _frame: FrameNr) {}
 
     /// The frame's page is gone, and will not come back. Does nothing if the frame is in no list.
     fn leave(&mut self, frame: FrameNr);
 
-    /// Chooses a frame that is not pinned, and takes it out; `None`: there is none among those that
-    /// were looked at (a bounded number is pinned in a row).
+    /// Chooses a frame, claims it, and takes it out; `None`: none of those that were looked at could be
+    /// claimed (a bounded number in a row). Never claims another one.
     fn victim(&mut self, frames: &dyn Frames) -> Option<FrameNr>;
 
     /// Number of frames that the policy plans with. More may be in it; what is too much

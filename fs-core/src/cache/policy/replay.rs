@@ -25,8 +25,8 @@ impl Frames for Slots {
         &self.touches[frame.index()]
     }
 
-    fn pinned(&self, _frame: FrameNr) -> bool {
-        false
+    fn claim(&self, _frame: FrameNr) -> bool {
+        true
     }
 }
 

@@ -113,7 +113,7 @@ impl Policy for S3Fifo {
             } else if list == MAIN && touches.count() > 0 {
                 touches.set_count(touches.count() - 1);
                 self.lists.push(MAIN, tail);
-            } else if frames.pinned(tail) {
+            } else if !frames.claim(tail) {
                 pinned += 1;
                 self.lists.push(MAIN, tail);
             } else {

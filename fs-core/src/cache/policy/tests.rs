@@ -1,7 +1,7 @@
 //! Properties of the policies, and what each is for.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
@@ -14,12 +14,19 @@ const FRAMES: u32 = 24;
 struct Rig {
     touches: Vec<TouchCount>,
     pinned: Vec<AtomicBool>,
+    /// Frames that were claimed.
+    claims: AtomicUsize,
 }
 
 impl Rig {
     fn new(frames: u32) -> Self {
         let touches = (0..frames).map(|_| TouchCount::default()).collect();
-        Self { touches, pinned: (0..frames).map(|_| AtomicBool::new(false)).collect() }
+        let pinned = (0..frames).map(|_| AtomicBool::new(false)).collect();
+        Self { touches, pinned, claims: AtomicUsize::new(0) }
+    }
+
+    fn is_pinned(&self, frame: FrameNr) -> bool {
+        self.pinned[frame.index()].load(Ordering::Relaxed)
     }
 
     fn pin(&self, frame: u32, pinned: bool) {
@@ -32,8 +39,9 @@ impl Frames for Rig {
         &self.touches[frame.index()]
     }
 
-    fn pinned(&self, frame: FrameNr) -> bool {
-        self.pinned[frame.index()].load(Ordering::Relaxed)
+    fn claim(&self, frame: FrameNr) -> bool {
+        self.claims.fetch_add(usize::from(!self.is_pinned(frame)), Ordering::Relaxed);
+        !self.is_pinned(frame)
     }
 }
 
@@ -86,12 +94,15 @@ fn holds<P: Policy, const N: usize>(
                 policy.leave(FrameNr(frame));
                 inside.remove(&FrameNr(frame));
             }
-            Op::Victim => match policy.victim(&rig) {
-                Some(victim) => {
+            Op::Victim => match (policy.victim(&rig), rig.claims.swap(0, Ordering::Relaxed)) {
+                (Some(victim), claims) => {
+                    assert_eq!(claims, 1, "only the victim is claimed");
                     assert!(inside.remove(&victim), "{victim:?} was not in it");
-                    assert!(!rig.pinned(victim), "{victim:?} is pinned");
+                    assert!(!rig.is_pinned(victim), "{victim:?} is pinned");
                 }
-                None => assert!(inside.iter().all(|f| rig.pinned(*f)), "there were others"),
+                (None, claims) => {
+                    assert!(claims == 0 && inside.iter().all(|f| rig.is_pinned(*f)), "there were others")
+                }
             },
             Op::Capacity(frames) => policy.set_capacity(frames),
         }

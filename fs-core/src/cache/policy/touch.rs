@@ -112,7 +112,7 @@ impl Policy for TouchLru {
             let Some(tail) = self.oldest(pinned) else { break };
             if frames.touches(tail).count() >= self.options.threshold {
                 self.heat(tail, frames);
-            } else if frames.pinned(tail) {
+            } else if !frames.claim(tail) {
                 pinned += 1;
                 self.lists.push(COOL, tail);
             } else {

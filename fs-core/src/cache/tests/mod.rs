@@ -1,0 +1,2 @@
+mod loom_pins;
+mod stress;
