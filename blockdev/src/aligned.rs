@@ -4,14 +4,24 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Memory that buffers are lent from.
+pub trait BufOwner: Send + Sync {
+    /// The buffer with this number is no longer used. May be called by any thread, also one that completes
+    /// requests: it must not wait for long.
+    fn give_back(&self, nr: u32);
+}
 
 /// A byte buffer aligned to 4096 bytes, as direct I/O needs it.
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
     len: usize,
+    /// Whose memory it is, and its number there; `None`: its own.
+    owner: Option<(Arc<dyn BufOwner>, u32)>,
 }
 
-// SAFETY: AlignedBuf owns its allocation exclusively, like Box<[u8]>.
+// SAFETY: AlignedBuf has its memory exclusively, like Box<[u8]>; owners are Send and Sync.
 unsafe impl Send for AlignedBuf {}
 // SAFETY: shared access gives only &[u8].
 unsafe impl Sync for AlignedBuf {}
@@ -23,15 +33,24 @@ impl AlignedBuf {
     /// A zeroed buffer of `len` bytes. `len` may be 0.
     pub fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self { ptr: NonNull::dangling(), len };
+            return Self { ptr: NonNull::dangling(), len, owner: None };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a non-zero size.
         let raw = unsafe { alloc_zeroed(layout) };
         match NonNull::new(raw) {
-            Some(ptr) => Self { ptr, len },
+            Some(ptr) => Self { ptr, len, owner: None },
             None => handle_alloc_error(layout),
         }
+    }
+
+    /// A buffer in memory of `owner`, who gets it back when the buffer is dropped.
+    ///
+    /// # Safety
+    /// `ptr` is aligned to [`Self::ALIGN`] and valid for reads and writes of `len` initialised bytes, which
+    /// nobody else touches until `owner` is given `nr` back.
+    pub unsafe fn owned_by(ptr: NonNull<u8>, len: usize, owner: Arc<dyn BufOwner>, nr: u32) -> Self {
+        Self { ptr, len, owner: Some((owner, nr)) }
     }
 
     /// A copy of `bytes`.
@@ -48,7 +67,9 @@ impl AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if self.len != 0 {
+        if let Some((owner, nr)) = self.owner.take() {
+            owner.give_back(nr);
+        } else if self.len != 0 {
             // SAFETY: allocated in `zeroed` with this very layout, dropped once.
             unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
         }

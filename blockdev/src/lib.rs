@@ -15,7 +15,7 @@ mod rng;
 pub mod sim;
 mod sparse;
 
-pub use aligned::AlignedBuf;
+pub use aligned::{AlignedBuf, BufOwner};
 pub use device::{
     BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
 };

@@ -1,5 +1,6 @@
 //! The page cache, and what decides which pages stay in it.
 
+mod arena;
 mod flights;
 mod frame;
 mod identity;

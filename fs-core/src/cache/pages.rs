@@ -5,12 +5,14 @@
 //! it from being evicted: only frames that nobody pins are. A frame's content changes only under its
 //! lock, by holders of the inode's page range.
 //!
-//! Lock order: a shard's lock, then that of a frame's content.
+//! Lock order: a shard's lock, then that of a frame's content, then that of the arena ([`super::arena`]), where the
+//! pages' memory is.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blockdev::AlignedBuf;
 
+use super::arena::Arena;
 use super::frame::{FrameData, FrameRef};
 use super::policy::{PolicyKind, hash_page};
 use super::shard::Shard;
@@ -30,6 +32,7 @@ pub(crate) struct PageCache {
     /// In bytes.
     capacity: AtomicUsize,
     page_size: PageSize,
+    arena: Arena,
     dirty_pages: AtomicUsize,
     inline_pages: AtomicUsize,
 }
@@ -44,6 +47,7 @@ impl PageCache {
             shards: (0..shards).map(|_| Shard::new(kind, per_shard)).collect(),
             capacity: AtomicUsize::new(capacity),
             page_size,
+            arena: Arena::new(page_size.bytes(), frames),
             dirty_pages: AtomicUsize::new(0),
             inline_pages: AtomicUsize::new(0),
         }
@@ -69,6 +73,19 @@ impl PageCache {
         for shard in &self.shards {
             shard.set_capacity(per_shard);
         }
+        self.arena.set_limit(bytes / self.page_size.bytes());
+    }
+
+    /// Memory for a page, to be read into and inserted. It has any content: that of other pages, too.
+    pub(crate) fn page(&self) -> AlignedBuf {
+        self.arena.page()
+    }
+
+    /// Memory for a page, zeroed.
+    pub(crate) fn zeroed_page(&self) -> AlignedBuf {
+        let mut page = self.arena.page();
+        page.fill(0);
+        page
     }
 
     /// Pages in it.

@@ -124,8 +124,7 @@ impl Volume {
         let requests = runs
             .iter()
             .map(|run| {
-                let bufs =
-                    run.pages.iter().map(|(blocks, _)| AlignedBuf::zeroed(blocks * BLOCK_SIZE)).collect();
+                let bufs = run.pages.iter().map(|(blocks, _)| self.buffer_for(blocks * BLOCK_SIZE)).collect();
                 Request::read(run.blocks.start.offset(), bufs, IoClass::Data)
             })
             .collect();
@@ -155,10 +154,15 @@ impl Volume {
         }
         for (slot, wanted) in out.iter_mut().zip(wanted) {
             if *wanted && slot.is_none() {
-                *slot = Some(AlignedBuf::zeroed(self.page_bytes()));
+                *slot = Some(self.cache.zeroed_page());
             }
         }
         Ok(out)
+    }
+
+    /// To read into: memory of the cache's for a whole page, and any other for the end of a file.
+    fn buffer_for(&self, bytes: usize) -> AlignedBuf {
+        if bytes == self.page_bytes() { self.cache.page() } else { AlignedBuf::zeroed(bytes) }
     }
 
     fn verified(
@@ -182,7 +186,7 @@ impl Volume {
         if buf.len() == self.page_bytes() {
             return Ok(buf);
         }
-        let mut whole = AlignedBuf::zeroed(self.page_bytes());
+        let mut whole = self.cache.zeroed_page();
         whole[..buf.len()].copy_from_slice(&buf);
         Ok(whole)
     }

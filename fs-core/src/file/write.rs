@@ -1,7 +1,5 @@
 //! Writing: which way a write goes, and the buffered way.
 
-use blockdev::AlignedBuf;
-
 use super::room::{Room, Until, is_full};
 use crate::api::{FileType, IoFlags};
 use crate::cache::{FrameData, FrameRef};
@@ -215,7 +213,7 @@ impl Volume {
 
     /// An empty frame for a page of which no old byte survives.
     fn fresh_frame(&self, inode: &Inode, page: PageNr) -> FrameRef {
-        let frame = self.cache.insert(inode.ino, page, AlignedBuf::zeroed(self.page_bytes()));
+        let frame = self.cache.insert(inode.ino, page, self.cache.zeroed_page());
         // Bytes that recovery found in the journal for this page are overwritten in memory. Until
         // the new ones are at home the journal has the only durable copy: as inline as before. A
         // checkpoint finds the page in one place or the other at any moment.
