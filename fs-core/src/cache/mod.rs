@@ -7,9 +7,12 @@ mod identity;
 mod index;
 mod pages;
 pub mod policy;
+mod probe;
 mod shard;
 #[cfg(test)]
 mod tests;
+
+pub use probe::HitProbe;
 
 pub(crate) use flights::{Claim, Flight, Flights};
 pub(crate) use frame::{Frame, FrameData, FrameRef};

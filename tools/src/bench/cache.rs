@@ -18,6 +18,7 @@ const WARM_UP: usize = 20;
 /// Replays accesses to pages (no data is read) on touch count, S3-FIFO and plain LRU.
 /// Without --trace these are synthetic: Zipf 0.99, the same beside full table scans, the same beside a
 /// loop, and the transactions of TPC-C. docs/CACHE.md explains them.
+/// With --hits: nanoseconds of a hit in a cache of few pages and in one of --frames.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Replay a trace: lines of "inode page"
@@ -35,6 +36,9 @@ pub struct Args {
     /// Try the parameters of touch count and S3-FIFO
     #[arg(long)]
     sweep: bool,
+    /// Measure what a hit costs instead
+    #[arg(long, conflicts_with_all = ["trace", "sweep", "length"])]
+    hits: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -62,6 +66,9 @@ struct Row {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.hits {
+        return super::hits::run(args.frames, args.seed, args.json);
+    }
     let frames = args.frames as usize;
     let workloads: Vec<(String, Vec<Access>, usize)> = match &args.trace {
         Some(path) => vec![(path.display().to_string(), trace::read(path)?, 0)],

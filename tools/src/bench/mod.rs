@@ -1,6 +1,7 @@
 //! `dbfs bench`: measurements of dbfs without a mount.
 
 mod cache;
+mod hits;
 mod io;
 mod rng;
 mod trace;
