@@ -18,7 +18,7 @@ use fuser::{
     INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
     ReplyWrite, Request, SessionACL, WriteFlags,
 };
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::{make_image, mounts};
 use crate::cleanup::Guard;
@@ -30,7 +30,7 @@ pub enum Failing {
     Pages,
     /// Writes of the journal.
     Journal,
-    /// Flushes.
+    /// Flushes, and writes that are to be durable when they return.
     Flushes,
     /// Reads.
     Reads,
@@ -66,7 +66,8 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug)]
 enum Asked<'a> {
     Read,
-    Write(&'a [u8]),
+    /// With whether it is to be durable when it returns (`O_DSYNC`, `RWF_DSYNC`: no fsync follows).
+    Write(&'a [u8], bool),
     Flush,
     Discard,
 }
@@ -95,11 +96,11 @@ impl Faults {
 impl Failing {
     fn means(self, asked: Asked<'_>) -> bool {
         match (self, asked) {
-            (Failing::Pages, Asked::Write(bytes)) => is_page(bytes),
-            (Failing::Journal, Asked::Write(bytes)) => is_journal(bytes),
-            (Failing::Flushes | Failing::Changes, Asked::Flush) => true,
+            (Failing::Pages, Asked::Write(bytes, _)) => is_page(bytes),
+            (Failing::Journal, Asked::Write(bytes, _)) => is_journal(bytes),
+            (Failing::Flushes | Failing::Changes, Asked::Flush | Asked::Write(_, true)) => true,
             (Failing::Reads, Asked::Read) => true,
-            (Failing::Changes, Asked::Write(_) | Asked::Discard) => true,
+            (Failing::Changes, Asked::Write(..) | Asked::Discard) => true,
             _ => false,
         }
     }
@@ -213,8 +214,8 @@ impl FaultyFile {
         lock(&self.faults).meet(asked)
     }
 
-    fn write_to(&self, offset: u64, data: &[u8]) -> std::result::Result<(), Errno> {
-        let Some(leaves) = self.meet(Asked::Write(data)) else {
+    fn write_to(&self, offset: u64, data: &[u8], durable: bool) -> std::result::Result<(), Errno> {
+        let Some(leaves) = self.meet(Asked::Write(data, durable)) else {
             return Ok(self.file.write_all_at(data, offset)?);
         };
         let written = match leaves {
@@ -279,11 +280,12 @@ impl Filesystem for FaultyFile {
         offset: u64,
         data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.write_to(offset, data) {
+        let durable = flags.0.cast_unsigned() & OFlags::DSYNC.bits() != 0;
+        match self.write_to(offset, data, durable) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(0)),
             Err(errno) => reply.error(errno),
         }
@@ -335,14 +337,15 @@ mod tests {
     #[test]
     fn requests_fail_by_what_they_are_for() {
         let page = page();
-        let (page, record) = (Asked::Write(&page), Asked::Write(b"dbJR and more"));
+        let (page, record) = (Asked::Write(&page, false), Asked::Write(b"dbJR and more", false));
+        let durable = Asked::Write(&[0; 4096], true);
         let means = |failing: Failing| {
-            let all = [page, record, Asked::Write(&[0; 4096]), Asked::Flush, Asked::Read, Asked::Discard];
+            let all = [page, record, durable, Asked::Flush, Asked::Read, Asked::Discard];
             all.map(|asked| failing.means(asked))
         };
         assert_eq!(means(Failing::Pages), [true, false, false, false, false, false]);
         assert_eq!(means(Failing::Journal), [false, true, false, false, false, false]);
-        assert_eq!(means(Failing::Flushes), [false, false, false, true, false, false]);
+        assert_eq!(means(Failing::Flushes), [false, false, true, true, false, false]);
         assert_eq!(means(Failing::Reads), [false, false, false, false, true, false]);
         assert_eq!(means(Failing::Changes), [true, true, true, true, false, true]);
     }
