@@ -18,20 +18,29 @@ use crate::volume::Volume;
 const MAX_READ: usize = 1 << 20;
 
 /// Mapped pages that follow each other on the device.
-struct ReadRun {
-    first: usize,
-    pages: Vec<(usize, u32)>,
-    blocks: BlockRun,
+pub(super) struct ReadRun {
+    /// Index of the first one in the list of entries.
+    pub(super) first: usize,
+    /// Number of blocks and checksum of each.
+    pub(super) pages: Vec<(usize, u32)>,
+    pub(super) blocks: BlockRun,
 }
 
 impl Volume {
     /// The frames of pages `first..first + count`, from the cache or the device. The caller holds
-    /// the range, at least shared. Threads that miss the same page share one read.
-    pub(crate) fn load_frames(&self, inode: &Inode, first: PageNr, count: usize) -> Result<Vec<FrameRef>> {
+    /// the range, at least shared. Threads that miss the same page share one read. Also, whether any of them
+    /// was not in the cache.
+    pub(crate) fn load_frames(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        count: usize,
+    ) -> Result<(Vec<FrameRef>, bool)> {
         let mut frames: Vec<Option<FrameRef>> =
             (0..count as u64).map(|i| self.cache.get(inode.ino, PageNr(first.0 + i))).collect();
         let hits = frames.iter().flatten().count() as u64;
         self.counters.cache_hits.fetch_add(hits, Ordering::Relaxed);
+        let missed = hits < count as u64;
         // Again only for pages whose readers have failed.
         while frames.iter().any(Option::is_none) {
             let theirs = self.load_missing(inode, first, &mut frames)?;
@@ -40,7 +49,7 @@ impl Volume {
                 frames[i] = flight.wait();
             }
         }
-        Ok(frames.into_iter().flatten().collect())
+        Ok((frames.into_iter().flatten().collect(), missed))
     }
 
     /// Reads the missing frames of pages `first..`, but for those that others are just reading: returns
@@ -70,7 +79,7 @@ impl Volume {
         let (from, to) = (*from, *to);
         let mut wanted = vec![false; to - from + 1];
         mine.iter().for_each(|(i, _)| wanted[i - from] = true);
-        let mut bufs = self.read_pages(inode, page_of(from), &wanted)?;
+        let mut bufs = self.read_or_take(inode, page_of(from), wanted)?;
         self.counters.cache_misses.fetch_add(mine.len() as u64, Ordering::Relaxed);
         for (i, landing) in mine {
             let buf = bufs[i - from].take();
@@ -84,7 +93,7 @@ impl Volume {
 
     /// One frame; see [`load_frames`](Self::load_frames).
     pub(crate) fn load_frame(&self, inode: &Inode, page: PageNr) -> Result<FrameRef> {
-        let frame = self.load_frames(inode, page, 1)?.pop();
+        let frame = self.load_frames(inode, page, 1)?.0.pop();
         frame.ok_or_else(|| FsError::Volume("a page vanished while it was loaded".into()))
     }
 
@@ -120,7 +129,62 @@ impl Volume {
     ) -> Result<Vec<Option<AlignedBuf>>> {
         let mut entries = vec![PageEntry::Hole; wanted.len()];
         self.meta.pages(inode.ino, first, &mut entries)?;
-        let runs = self.read_runs(&entries, wanted);
+        self.read_entries(inode, first, &entries, wanted)
+    }
+
+    /// As [`read_pages`](Self::read_pages), but for those that have been read ahead.
+    fn read_or_take(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        mut wanted: Vec<bool>,
+    ) -> Result<Vec<Option<AlignedBuf>>> {
+        let mut entries = vec![PageEntry::Hole; wanted.len()];
+        self.meta.pages(inode.ino, first, &mut entries)?;
+        let mut taken = Vec::new();
+        for (i, wanted) in wanted.iter_mut().enumerate().filter(|(_, wanted)| **wanted) {
+            let page = PageNr(first.0 + i as u64);
+            if let Some(ahead) = self.prefetched.take(inode.ino, page, &entries[i]) {
+                taken.push((i, ahead));
+                *wanted = false;
+            }
+        }
+        let mut out = self.read_entries(inode, first, &entries, &wanted)?;
+        if taken.is_empty() {
+            return Ok(out);
+        }
+        let loading = self.stats.time_for(Stage::Load, inode.usage.class());
+        let (mut used, mut failed) = (0, vec![false; wanted.len()]);
+        for (i, ahead) in taken {
+            let matches = |buf: &AlignedBuf| match &entries[i] {
+                PageEntry::Mapped(_, crc) => crc32c::crc32c(buf) == *crc,
+                _ => false,
+            };
+            out[i] = ahead.wait().filter(matches).map(|buf| self.whole_page(buf));
+            failed[i] = out[i].is_none();
+            used += usize::from(!failed[i]);
+        }
+        drop(loading);
+        self.count_pages(&self.counters.ahead_used, used);
+        if failed.contains(&true) {
+            // Their blocks were used for something else when they were read, or the device has failed. Now nobody
+            // can change them.
+            for (page, out) in self.read_entries(inode, first, &entries, &failed)?.into_iter().zip(&mut out) {
+                *out = page.or(out.take());
+            }
+        }
+        Ok(out)
+    }
+
+    /// Reads the wanted ones of the pages from `first` on that have these entries.
+    fn read_entries(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        entries: &[PageEntry],
+        wanted: &[bool],
+    ) -> Result<Vec<Option<AlignedBuf>>> {
+        let runs = self.read_runs(entries, wanted);
         let requests = runs
             .iter()
             .map(|run| {
@@ -161,7 +225,7 @@ impl Volume {
     }
 
     /// To read into: memory of the cache's for a whole page, and any other for the end of a file.
-    fn buffer_for(&self, bytes: usize) -> AlignedBuf {
+    pub(super) fn buffer_for(&self, bytes: usize) -> AlignedBuf {
         if bytes == self.page_bytes() { self.cache.page() } else { AlignedBuf::zeroed(bytes) }
     }
 
@@ -183,15 +247,20 @@ impl Volume {
             tracing::error!(error = %e, volume = %self.device.name(), "bad data");
             return Err(e);
         }
+        Ok(self.whole_page(buf))
+    }
+
+    /// The page, with zeros behind the blocks that it has.
+    fn whole_page(&self, buf: AlignedBuf) -> AlignedBuf {
         if buf.len() == self.page_bytes() {
-            return Ok(buf);
+            return buf;
         }
         let mut whole = self.cache.zeroed_page();
         whole[..buf.len()].copy_from_slice(&buf);
-        Ok(whole)
+        whole
     }
 
-    fn read_runs(&self, entries: &[PageEntry], wanted: &[bool]) -> Vec<ReadRun> {
+    pub(super) fn read_runs(&self, entries: &[PageEntry], wanted: &[bool]) -> Vec<ReadRun> {
         let mut runs: Vec<ReadRun> = Vec::new();
         for (i, entry) in entries.iter().enumerate() {
             let PageEntry::Mapped(blocks, crc) = entry else { continue };

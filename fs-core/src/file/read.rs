@@ -41,10 +41,13 @@ impl Volume {
         if flags.direct {
             self.read_direct(inode, offset, first, count, buf)?;
         } else {
-            let frames = self.load_frames(inode, first, count)?;
+            let (frames, missed) = self.load_frames(inode, first, count)?;
             for (i, frame) in frames.iter().enumerate() {
                 let data = frame.data.read();
                 self.copy_page(offset, first.0 + i as u64, &data.buf, buf);
+            }
+            if missed {
+                self.read_ahead(inode, first, count);
             }
         }
         self.touch_access(inode);

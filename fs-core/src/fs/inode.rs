@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::api::{Attr, FileType, Timestamp};
 use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
-use crate::file::{LostBytes, RangeLock, Tail};
+use crate::file::{LostBytes, RangeLock, Streams, Tail};
 use crate::format::{Change, InodeItem, ItemKind, Key};
 use crate::stats::Usage;
 use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
@@ -79,6 +79,8 @@ pub(crate) struct Inode {
     pub(crate) state: Mutex<InodeState>,
     /// How it is written.
     pub(crate) usage: Usage,
+    /// Scans that are read ahead of.
+    pub(crate) streams: Mutex<Streams>,
     /// Told when `state.tail` changes.
     pub(crate) tail_changed: Condvar,
     /// Pages that are dirty or whose bytes are in the journal only.
@@ -236,6 +238,7 @@ impl InodeTable {
                 lost: LostBytes::default(),
             }),
             usage: Usage::default(),
+            streams: Mutex::new(Streams::default()),
             tail_changed: Condvar::new(),
             unhomed: Mutex::new(BTreeMap::new()),
         });

@@ -92,6 +92,12 @@ counters! {
     cache_hits,
     /// Page cache misses: pages read from the device.
     cache_misses,
+    /// Pages read ahead of scans.
+    ahead_pages,
+    /// Those of them that somebody wanted.
+    ahead_used,
+    /// Those of them that nobody wanted in time.
+    ahead_dropped,
     /// Pages that were waited for, as another thread was just reading them.
     cache_waits,
 }

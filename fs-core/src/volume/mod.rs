@@ -67,6 +67,7 @@ use crate::cache::policy::PolicyKind;
 use crate::cache::{Flights, PageCache};
 use crate::env::Env;
 use crate::error::Result;
+use crate::file::Prefetched;
 use crate::format::Superblock;
 use crate::fs::InodeTable;
 use crate::stats::{Stage, Stats};
@@ -140,6 +141,7 @@ pub struct Volume {
     pub(crate) inodes: InodeTable,
     pub(crate) cache: PageCache,
     pub(crate) flights: Flights,
+    pub(crate) prefetched: Prefetched,
     pub(crate) patches: Mutex<Patches>,
     pub(crate) meta: Arc<meta::MetaStore>,
     pub(crate) commit: commit::Committer,
@@ -221,6 +223,7 @@ impl Volume {
     /// are evicted at once; those that are dirty or in use now go when others come in.
     pub fn set_cache_bytes(&self, bytes: usize) {
         self.cache.set_capacity(bytes);
+        self.drop_ahead(self.most_ahead());
     }
 
     /// Why the volume has stopped accepting changes (rule R6), if it has.

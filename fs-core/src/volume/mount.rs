@@ -21,6 +21,7 @@ use crate::alloc::{Allocator, Config, Geometry, GroupLoader, Hold, Purpose};
 use crate::cache::{Flights, PageCache};
 use crate::env::Env;
 use crate::error::{FsError, Result};
+use crate::file::Prefetched;
 use crate::format::superblock::KNOWN_RO_COMPAT;
 use crate::format::{DataArea, JournalPart, RootSlot};
 use crate::fs::InodeTable;
@@ -229,6 +230,7 @@ impl Volume {
         let volume = Arc::new(Volume {
             cache: PageCache::new(page_size, options.cache_bytes, options.cache_policy, options.cache_shards),
             flights: Flights::default(),
+            prefetched: Prefetched::default(),
             read_only: options.read_only,
             options,
             stats: Stats::new(env.clone(), base.checkpoint_lsn),
@@ -263,6 +265,7 @@ impl Volume {
         if self.read_only || self.closed.load(std::sync::atomic::Ordering::SeqCst) {
             return Ok(());
         }
+        self.drop_ahead(0);
         self.sync_everything()?;
         self.checkpoint()?;
         self.note_end()?;
