@@ -34,6 +34,9 @@ pub struct Capabilities {
     pub atomic_write_unit: u32,
     /// Completed writes may still be lost in a power cut until flushed.
     pub volatile_write_cache: bool,
+    /// A FUA write costs the device no flush of everything else: it knows such writes itself, or has no
+    /// cache that would have to be flushed.
+    pub native_fua: bool,
     /// Discard is supported (a discarded range reads as anything until written).
     pub discard: bool,
     /// Persistent reservations can fence other hosts.

@@ -91,6 +91,7 @@ impl BlockDevice for RamDevice {
             physical_sector: self.shared.sector,
             atomic_write_unit: self.shared.sector,
             volatile_write_cache: false,
+            native_fua: true,
             discard: true,
             reservations: false,
             direct: true,

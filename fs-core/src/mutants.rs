@@ -124,6 +124,8 @@ pub enum Mutant {
     LandWithoutPages = 71,
     /// R7: a grown volume's new blocks are used when one of the two root slots has the new size.
     UseSpaceOfOneRoot = 72,
+    /// R4: FUA writes are acknowledged without a flush although something earlier is unflushed.
+    FuaOverUnflushed = 73,
 }
 
 impl Mutant {
@@ -187,6 +189,7 @@ impl Mutant {
         Mutant::FlyOverJournal,
         Mutant::LandWithoutPages,
         Mutant::UseSpaceOfOneRoot,
+        Mutant::FuaOverUnflushed,
     ];
 
     /// The mutant of this number.

@@ -15,6 +15,7 @@ pub(super) struct Geometry {
     pub(super) logical_sector: u32,
     pub(super) physical_sector: u32,
     pub(super) volatile_write_cache: bool,
+    pub(super) native_fua: bool,
     pub(super) discard: bool,
 }
 
@@ -43,12 +44,14 @@ pub(super) fn of_block_device(file: &File, meta: &Metadata, writable: bool) -> R
     let physical_sector = rustix::fs::ioctl_blkpbszget(file)?.max(logical_sector);
     let discard_max: u64 =
         queue_attribute(meta, "discard_max_bytes").and_then(|v| v.parse().ok()).unwrap_or(0);
+    // Whatever is not known to write through has a cache.
+    let volatile_write_cache = queue_attribute(meta, "write_cache").is_none_or(|v| v != "write through");
     Ok(Geometry {
         size: size(file, logical_sector)?,
         logical_sector,
         physical_sector,
-        // Whatever is not known to write through has a cache.
-        volatile_write_cache: queue_attribute(meta, "write_cache").is_none_or(|v| v != "write through"),
+        volatile_write_cache,
+        native_fua: !volatile_write_cache || queue_attribute(meta, "fua").is_some_and(|v| v == "1"),
         discard: writable && discard_max > 0,
     })
 }
@@ -62,6 +65,8 @@ pub(super) fn of_file(file: &File, meta: &Metadata, direct: bool, writable: bool
         logical_sector,
         physical_sector: u32::try_from(meta.blksize()).unwrap_or(4096).clamp(logical_sector, 65536),
         volatile_write_cache: true,
+        // The file system flushes its device after each such write.
+        native_fua: false,
         discard: writable && can_punch(file, meta.len()),
     })
 }

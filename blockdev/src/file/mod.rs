@@ -115,6 +115,7 @@ impl FileDevice {
             physical_sector: geometry.physical_sector,
             atomic_write_unit: geometry.logical_sector,
             volatile_write_cache: geometry.volatile_write_cache,
+            native_fua: geometry.native_fua,
             discard: geometry.discard,
             reservations: false,
             direct,

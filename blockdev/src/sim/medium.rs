@@ -87,6 +87,7 @@ impl Medium {
             physical_sector: self.options.physical_sector,
             atomic_write_unit: self.options.atomic_write_unit,
             volatile_write_cache: self.options.volatile_write_cache,
+            native_fua: self.options.native_fua,
             discard: true,
             reservations: false,
             direct: true,

@@ -47,6 +47,8 @@ pub struct SimOptions {
     pub atomic_write_unit: u32,
     /// Whether a completed write may be lost until it is flushed.
     pub volatile_write_cache: bool,
+    /// Whether FUA writes are said to be cheap. They are durable on completion in any case.
+    pub native_fua: bool,
     /// What discarded bytes read as.
     pub discarded: Discarded,
     /// Run the requests of one batch in an order chosen by seed. The results stay in order.
@@ -65,6 +67,7 @@ impl SimOptions {
             physical_sector: 4096,
             atomic_write_unit: 512,
             volatile_write_cache: true,
+            native_fua: false,
             discarded: Discarded::Mixed,
             shuffle: true,
             seed,

@@ -72,7 +72,8 @@ impl Volume {
             (Some(first), Some(last)) => (first.page, last.page),
             _ => return Ok(()),
         };
-        let (requests, written) = requests_for(images, placed, IoClass::Data);
+        let fua = self.device.capabilities().native_fua;
+        let (requests, written) = requests_for(images, placed, IoClass::Data, fua);
         let changes = match self.map_changes(inode, written) {
             Ok((changes, _)) => changes,
             Err(e) => {
@@ -83,7 +84,7 @@ impl Volume {
         let old = freed_runs(&changes);
         let way_back = WayBack::new(inode.ino, first, before, old, placed.iter().map(|p| p.run).collect());
         let writing = self.stats.time_for(Stage::Data, inode.usage.class());
-        let flight = Flight::new(self.device.submit(requests), way_back);
+        let flight = Flight::new(self.device.submit(requests), fua, way_back);
         drop(writing);
         self.count_data(placed);
         let applied = self.apply_flight(inode, changes, sync, &flight);

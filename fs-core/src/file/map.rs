@@ -125,7 +125,7 @@ impl Volume {
         placed: &[Placed],
         class: IoClass,
     ) -> Result<Vec<WrittenRun>> {
-        let (requests, written) = requests_for(images, placed, class);
+        let (requests, written) = requests_for(images, placed, class, false);
         let outcome = wait_all(self.device.submit(requests));
         self.note_unflushed(self.count_data(placed));
         if let Err(e) = outcome {
@@ -286,13 +286,14 @@ pub(super) fn requests_for(
     images: Vec<PageImage>,
     placed: &[Placed],
     class: IoClass,
+    fua: bool,
 ) -> (Vec<Request>, Vec<WrittenRun>) {
     let mut images = images.into_iter();
     let runs = placed.iter().map(|&Placed { page, run: blocks, pages, .. }| {
         let bufs: Vec<AlignedBuf> = images.by_ref().take(pages as usize).map(|i| i.buf).collect();
         let crcs = bufs.iter().map(|b| crc32c::crc32c(b)).collect();
         let last_blocks = bufs.last().map_or(0, |b| b.len() / BLOCK_SIZE) as u8;
-        let request = Request::write(blocks.start.offset(), bufs, false, class);
+        let request = Request::write(blocks.start.offset(), bufs, fua, class);
         let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: Some(crcs) };
         (request, WrittenRun { page, run })
     });

@@ -265,9 +265,11 @@ impl Volume {
             .collect::<Result<Vec<_>>>()?;
         let last = journal.last_lsn();
         drop(journal);
-        let flying = batches.iter().any(|b| !b.flights.is_empty());
+        let mut flights = batches.iter().flat_map(|b| &b.flights).peekable();
+        let flying = flights.peek().is_some();
         let flush = !mutants::active(Mutant::NoFlushOnCommit);
-        let fua = records.len() == 1 && !unflushed && !flying && flush;
+        let unflushed = unflushed && !mutants::active(Mutant::FuaOverUnflushed);
+        let fua = records.len() == 1 && !unflushed && flights.all(|f| f.is_fua()) && flush;
         let requests: Vec<Request> = records
             .into_iter()
             .map(|(addr, buf)| Request::write(addr.offset(), vec![buf], fua, IoClass::Log))

@@ -26,6 +26,8 @@ use crate::types::{BlockRun, Ino, Lsn, PageNr};
 /// Writes in flight, and what their pages had before.
 #[derive(Debug)]
 pub(crate) struct Flight {
+    /// Its writes are durable when they have completed.
+    fua: bool,
     writes: Mutex<Writes>,
     way_back: WayBack,
 }
@@ -79,9 +81,14 @@ impl WayBack {
 }
 
 impl Flight {
-    /// Writes that have been submitted.
-    pub(crate) fn new(pending: Vec<Pending>, way_back: WayBack) -> Arc<Self> {
-        Arc::new(Self { writes: Mutex::new(Writes::Submitted(pending)), way_back })
+    /// Writes that have been submitted, all of them with FUA or none.
+    pub(crate) fn new(pending: Vec<Pending>, fua: bool, way_back: WayBack) -> Arc<Self> {
+        Arc::new(Self { fua, writes: Mutex::new(Writes::Submitted(pending)), way_back })
+    }
+
+    /// The writes are durable when they have completed: they need no flush.
+    pub(crate) fn is_fua(&self) -> bool {
+        self.fua
     }
 
     /// Waits for the writes, or for who waits for them; what became of them.

@@ -65,7 +65,16 @@ pub fn device() -> SimDevice {
 }
 
 pub fn device_of(size: u64) -> SimDevice {
-    let sim = SimDevice::with_options(SimOptions { shuffle: false, ..SimOptions::new(size, 42) });
+    formatted(SimOptions { shuffle: false, ..SimOptions::new(size, 42) })
+}
+
+/// The same with native FUA.
+pub fn fua_device() -> SimDevice {
+    formatted(SimOptions { shuffle: false, native_fua: true, ..SimOptions::new(SIZE, 42) })
+}
+
+fn formatted(options: SimOptions) -> SimDevice {
+    let sim = SimDevice::with_options(options);
     break_rule();
     Volume::format(&sim, &FormatOptions::default(), &TestEnv::default()).unwrap();
     sim

@@ -40,6 +40,7 @@ pub fn device(config: &Config) -> SimDevice {
     options.logical_sector = *rng.pick(&[512, 512, 4096]);
     options.atomic_write_unit = options.logical_sector.max(*rng.pick(&[512, 4096]));
     options.discarded = *rng.pick(&[Discarded::Mixed, Discarded::Poison, Discarded::Zero]);
+    options.native_fua = *rng.pick(&[false, true]);
     SimDevice::with_options(options)
 }
 
