@@ -33,10 +33,10 @@ impl Device {
         let path = PathBuf::from(name.trim());
         let detach = Guard::new({
             let path = path.clone();
-            move || {
-                if let Err(error) = cmd::capture(Command::new(&losetup).arg("-d").arg(&path)) {
-                    eprintln!("warning: {error:#}");
-                }
+            // Not through `cmd`, whose own guard would wait for the interrupt that runs this one.
+            move || match Command::new(&losetup).arg("-d").arg(&path).status() {
+                Ok(status) if status.success() => {}
+                outcome => eprintln!("warning: {} is still attached ({outcome:?})", path.display()),
             }
         });
         refuse_discards(&path)?;
