@@ -4,7 +4,7 @@
 //! The blocks count as free and can be claimed, but their bits are set: searches pass them over. A
 //! request that may use the cushion gets a run of it when its search has failed. An overwrite frees a
 //! run of the same length, which refills the cushion as soon as it leaves limbo, before anybody else
-//! can get a part of it.
+//! can get a part of it; and so does an overwrite that has found too few runs and gives them back.
 
 use std::collections::BTreeSet;
 
@@ -24,12 +24,15 @@ impl Allocator {
         if self.refill_cushion() { Ok(Vec::new()) } else { self.suggest((unit, unit), 0) }
     }
 
-    /// Takes what the cushion lacks from free space in reserved groups; false: it is not there.
-    pub(super) fn refill_cushion(&self) -> bool {
+    /// Takes what the cushion lacks from free space in reserved groups; false: it is not there. Pieces that
+    /// nodes had left of its runs may have become whole again. Never blocks on I/O.
+    pub fn refill_cushion(&self) -> bool {
         let unit = self.config.cushion_unit;
-        let request = Request::new(unit, unit, unit, Class::Metadata);
+        let aligned = Request::new(unit, unit, unit, Class::Metadata);
+        let anywhere = Request { align: 1, ..aligned };
         while self.admin.lock().cushion.0.len() < self.config.cushion_units {
-            let Some(run) = self.find(&request, unit, unit) else { return false };
+            let found = [aligned, anywhere].iter().find_map(|request| self.find(request, unit, unit));
+            let Some(run) = found else { return false };
             self.admin.lock().cushion.0.insert(run.start.0);
             // Counted as used when it was found.
             self.space.freed(run.len.into());
@@ -64,8 +67,17 @@ impl Allocator {
         Some(BlockRun::new(start, len))
     }
 
-    /// Takes what the cushion lacks from blocks that have just left limbo, and makes the rest free.
+    /// Takes what the cushion lacks from blocks that can be used again, and makes the rest free.
     pub(super) fn absorb(&self, admin: &mut Admin, part: Part) -> crate::Result<()> {
+        let rest = self.keep_units(admin, part);
+        self.space.give((part.len - rest.len).into());
+        if rest.len > 0 { self.clear_part(admin, rest) } else { Ok(()) }
+    }
+
+    /// Takes what the cushion lacks from blocks in use that are given up; who has the claim to them is the caller's
+    /// business. Returns what is left, still in use. Runs that were taken from the cushion stay whole that
+    /// way: otherwise whoever finds too few of them would leave them to be cut up.
+    pub(super) fn keep_units(&self, admin: &mut Admin, part: Part) -> Part {
         let unit = self.config.cushion_unit;
         let reserved = self.slots.entry(part.group.0).state().reserved().is_some();
         let mut rest = part;
@@ -73,9 +85,8 @@ impl Allocator {
             let start = self.base.group_start(rest.group).plus(rest.start.into());
             admin.cushion.0.insert(start.0);
             self.space.freed(unit.into());
-            self.space.give(unit.into());
             rest = Part { start: rest.start + unit, len: rest.len - unit, ..rest };
         }
-        if rest.len > 0 { self.clear_part(admin, rest) } else { Ok(()) }
+        rest
     }
 }

@@ -63,7 +63,7 @@ impl Allocator {
     pub fn free_unwritten(&self, run: BlockRun) -> Result<()> {
         let mut admin = self.admin.lock();
         self.check_allocated(&admin, run)?;
-        self.base.parts(run).try_for_each(|part| self.clear_part(&mut admin, part))
+        self.base.parts(run).try_for_each(|part| self.absorb(&mut admin, part))
     }
 
     /// As [`Self::free_unwritten`], for blocks that were allocated from `hold`: it has them again, and
@@ -72,7 +72,10 @@ impl Allocator {
         let mut admin = self.admin.lock();
         self.check_allocated(&admin, run)?;
         for part in self.base.parts(run) {
-            self.clear_bits(&mut admin, part)?;
+            let rest = self.keep_units(&mut admin, part);
+            if rest.len > 0 {
+                self.clear_bits(&mut admin, rest)?;
+            }
             hold.restore(part.len.into());
         }
         Ok(())

@@ -359,6 +359,7 @@ impl Volume {
             outcome = outcome.and_then(|()| self.checkpoint_again());
             outcome = outcome.and_then(|()| self.publish_durable());
         }
+        self.space.alloc.refill_cushion();
         self.excuse(outcome)
     }
 

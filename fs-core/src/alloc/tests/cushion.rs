@@ -66,3 +66,40 @@ fn a_part_of_a_run_leaves_the_rest_free() {
     assert!(a.live_bits(group).is_some(), "counts and bits agree");
     assert_eq!(a.alloc(&data(3, 3, 1), None).unwrap(), BlockRun::new(run.end(), 3));
 }
+
+/// Who finds too few runs gives back what he has found: nobody can cut it up then.
+#[test]
+fn what_is_given_back_unused_refills_it() {
+    let (a, _disk) = broken(2);
+    let overwrite = Request { last_resort: true, ..data(4, 4, 4) };
+    let mut hold = a.hold(12, Purpose::Overwrite).unwrap();
+    let free = a.free_blocks();
+    let runs: Vec<BlockRun> = (0..2).map(|_| a.alloc(&overwrite, Some(&mut hold)).unwrap()).collect();
+    assert!(matches!(a.alloc(&overwrite, Some(&mut hold)), Err(AllocError::Fragmented)));
+    runs.iter().for_each(|run| a.return_unwritten(*run, &mut hold).unwrap());
+    assert_eq!((hold.blocks(), a.free_blocks(), a.cushion_blocks()), (12, free, 8));
+    drop(hold);
+    assert!(a.alloc(&data(4, 4, 4), None).is_err(), "new data may not");
+    let node = Request::new(4, 4, 4, Class::Metadata);
+    let run = a.alloc(&node, None).unwrap();
+    a.free_unwritten(run).unwrap();
+    assert_eq!((a.free_blocks(), a.cushion_blocks()), (free, 8));
+}
+
+#[test]
+fn pieces_that_are_whole_again_refill_it() {
+    let (a, _disk) = broken(1);
+    let free = a.free_blocks();
+    while a.alloc(&data(1, 1, 1), None).is_ok() {}
+    // A small node takes a part of the run, somebody else the rest.
+    let part = Request { last_resort: true, ..data(1, 1, 1) };
+    let run = a.alloc(&part, Some(&mut a.hold(1, Purpose::Overwrite).unwrap())).unwrap();
+    let rest = a.alloc(&data(3, 3, 1), None).unwrap();
+    assert!(!a.refill_cushion());
+    a.free_unwritten(run).unwrap();
+    assert!(!a.refill_cushion());
+    a.free_unwritten(rest).unwrap();
+    assert!(a.refill_cushion() && a.refill_cushion());
+    assert_eq!((a.cushion_blocks(), a.free_blocks()), (4, 4));
+    assert!(a.free_blocks() <= free);
+}
