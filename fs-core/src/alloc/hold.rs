@@ -9,7 +9,8 @@ pub enum Purpose {
     /// New data of users: must leave the reserve alone.
     User,
     /// New blocks for data that has some: the old ones come back, so it must not fail on a full volume
-    /// (contract C9). May use half of the reserve.
+    /// (contract C9). May use two thirds of the reserve: on the smallest volumes half of it has no room for the largest
+    /// atomic overwrite beside what was set aside for its own nodes and for those of the next checkpoint.
     Overwrite,
     /// What everything else depends on: metadata and deleting. May use all of the reserve.
     Essential,
@@ -53,7 +54,7 @@ impl Space {
     fn floor(&self, purpose: Purpose) -> i64 {
         match purpose {
             Purpose::User => self.reserve,
-            Purpose::Overwrite => self.reserve / 2,
+            Purpose::Overwrite => self.reserve / 3,
             Purpose::Essential => 0,
         }
     }
@@ -172,19 +173,19 @@ mod tests {
 
     #[test]
     fn claims_respect_the_reserve() {
-        let space = Arc::new(Space::new(10));
-        space.give(100);
+        let space = Arc::new(Space::new(9));
+        space.give(99);
         assert_eq!(space.available(Purpose::User), 90);
         assert!(Hold::claim(&space, 91, Purpose::User).is_none());
         let user = Hold::claim(&space, 90, Purpose::User).unwrap();
         assert_eq!(space.claim(1, 4, Purpose::User), None);
-        assert_eq!(space.claim(1, 40, Purpose::Overwrite), Some(5));
+        assert_eq!(space.claim(1, 40, Purpose::Overwrite), Some(6));
         assert_eq!(space.claim(1, 4, Purpose::Overwrite), None);
-        assert_eq!(space.claim(1, 40, Purpose::Essential), Some(5));
+        assert_eq!(space.claim(1, 40, Purpose::Essential), Some(3));
         assert_eq!(space.claim(1, 1, Purpose::Essential), None);
         assert_eq!(space.held(), 90);
         drop(user);
-        assert_eq!((space.held(), space.available(Purpose::User)), (0, 80));
+        assert_eq!((space.held(), space.available(Purpose::User)), (0, 81));
         assert!(Hold::claim(&space, u64::MAX, Purpose::Essential).is_none());
     }
 
