@@ -174,7 +174,9 @@ fn attributes_are_cached_until_they_change() {
     for _ in 0..10 {
         fs::metadata(m.path("f")).unwrap();
     }
-    assert_eq!(m.fs.take_events(), []);
+    // The kernel tells of the last close when it likes.
+    let asked: Vec<_> = m.fs.take_events().into_iter().filter(|e| !matches!(e, Event::Close(_))).collect();
+    assert_eq!(asked, []);
     let before = fs::metadata(m.path("f")).unwrap().modified().unwrap();
     fs::write(m.path("f"), b"22").unwrap();
     let st = fs::metadata(m.path("f")).unwrap();
