@@ -15,7 +15,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use blockdev::{IoClass, Pending, Request};
 use parking_lot::{Condvar, Mutex};
@@ -79,14 +78,6 @@ impl Committer {
     pub(super) fn unpublished(&self) -> Option<Lsn> {
         let state = self.state.lock();
         (state.published < state.changes).then_some(state.changes)
-    }
-
-    /// Waits until there is a durable LSN to publish, or for `timeout`.
-    pub(super) fn wait_unpublished(&self, timeout: Duration) {
-        let mut state = self.state.lock();
-        if state.published >= state.changes && state.failed.is_none() {
-            self.changed.wait_for(&mut state, timeout);
-        }
     }
 
     /// Why the epoch ended, if it has.
@@ -220,6 +211,7 @@ impl Volume {
             self.commit.fail(&e.to_string());
         }
         self.commit.finish_lead(&outcome);
+        self.ring_after_commit();
         let written = outcome.map_err(|e| FsError::CommitFailed(e.to_string()))?;
         self.publish_frees(written.published);
         Ok(())

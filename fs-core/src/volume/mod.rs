@@ -145,6 +145,7 @@ pub struct Volume {
     pub(crate) patches: Mutex<Patches>,
     pub(crate) meta: Arc<meta::MetaStore>,
     pub(crate) commit: commit::Committer,
+    bells: background::Bells,
     pub(crate) space: space::Space,
     pub(crate) admissions: admit::Admissions,
     unflushed: AtomicU64,

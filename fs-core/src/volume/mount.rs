@@ -7,6 +7,7 @@ use blockdev::BlockDevice;
 use parking_lot::{Mutex, RwLock};
 
 use super::admit::Admissions;
+use super::background::Bells;
 use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::counters::Counters;
@@ -238,6 +239,7 @@ impl Volume {
             epoch,
             claim_id,
             commit: Committer::new(journal, recovered.end.lsn),
+            bells: Bells::default(),
             space,
             meta,
             checkpointer: Mutex::new(checkpointer),
