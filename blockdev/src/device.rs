@@ -10,7 +10,9 @@
 //! * Offsets and lengths are multiples of [`Capabilities::logical_sector`]; anything else fails
 //!   with [`ErrorKind::Misaligned`] and touches nothing.
 
+use std::any::Any;
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
@@ -172,9 +174,20 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// What the device can do. Never blocks.
     fn capabilities(&self) -> Capabilities;
 
-    /// Starts `requests`; the order of the result is the order of the requests. Blocks only while
-    /// the submission queue is full.
+    /// Starts `requests`; the order of the result is the order of the requests. Never waits for the medium:
+    /// what is too much for the device at once waits its turn.
     fn submit(&self, requests: Vec<Request>) -> Vec<Pending>;
+
+    /// Tells the device of memory that many requests will read into or write from, so that each of them costs
+    /// less (registered buffers of io_uring, memory regions of RDMA). `None`: the device has no use for it. Requests
+    /// in other memory work as well.
+    ///
+    /// # Safety
+    /// The memory is a shared mapping, not copied on write, and keeps its pages as long as the registration lives: it
+    /// has to be dropped before they are unmapped, or given back to the system.
+    unsafe fn register_memory(&self, _start: NonNull<u8>, _len: usize) -> Option<Registration> {
+        None
+    }
 
     /// Looks at the size again (a grown device or image) and returns the new capabilities.
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
@@ -233,6 +246,10 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
         (**self).submit(requests)
     }
+    unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {
+        // SAFETY: the caller answers for the memory.
+        unsafe { (**self).register_memory(start, len) }
+    }
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
         (**self).refresh_size()
     }
@@ -247,8 +264,25 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
 }
 
-/// A submitted request. Dropping it without waiting leaves the request running; its buffers are
-/// freed when it completes.
+/// Memory that a device knows: see [`BlockDevice::register_memory`]. Dropping it makes the device forget it; requests
+/// that are under way are not disturbed.
+pub struct Registration(#[expect(dead_code, reason = "to be dropped")] Box<dyn Any + Send + Sync>);
+
+impl Registration {
+    /// `handle` ends the registration when it is dropped.
+    pub fn new(handle: impl Any + Send + Sync) -> Self {
+        Self(Box::new(handle))
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Registration")
+    }
+}
+
+/// A submitted request. Dropping it without waiting leaves the request running, or waiting for its turn; its
+/// buffers are freed when it completes, at the latest when the device is dropped.
 pub struct Pending(Inner);
 
 enum Inner {

@@ -2,18 +2,24 @@
 //!
 //! A request submitted alone and waited for at once ([`BlockDevice::execute`], `read_at`, `flush`)
 //! is a plain system call of the calling thread: nothing is cheaper. Batches go through io_uring,
-//! or, where the host refuses it, through a few threads.
+//! or, where the host refuses it, through a few threads; either way each class of requests has a queue
+//! and a depth of its own.
 
+mod classes;
 mod direct;
+mod entry;
 mod geometry;
 mod open;
+mod polling;
 mod pool;
+mod regions;
 mod ring;
 mod transfer;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,15 +27,15 @@ use std::time::Duration;
 pub use open::OpenError;
 
 use crate::check::{Shape, admit, failed};
-use crate::{BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, Op, Pending, Request};
+use crate::{
+    BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Registration,
+    Request,
+};
 use direct::Target;
 use open::Opened;
 use pool::Pool;
 use ring::Ring;
 use transfer::{MAX_CHUNK, Transfer};
-
-/// Threads of the engine without io_uring; more of them only queue up in the kernel.
-const POOL_THREADS: usize = 8;
 
 /// How batches of requests reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -69,6 +75,8 @@ pub struct OpenOptions {
     pub lock: bool,
     /// How long to wait for a lock that somebody else holds.
     pub lock_timeout: Duration,
+    /// Who waits for io_uring may spin for some microseconds, where requests have lately come back so soon.
+    pub polling: bool,
 }
 
 impl Default for OpenOptions {
@@ -79,6 +87,7 @@ impl Default for OpenOptions {
             direct: Direct::Auto,
             lock: true,
             lock_timeout: Duration::from_secs(1),
+            polling: true,
         }
     }
 }
@@ -96,6 +105,19 @@ pub struct FileDevice {
     read_only: bool,
 }
 
+/// What a device's engine has done so far. All zero without io_uring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Requests in memory that was registered: see [`BlockDevice::register_memory`].
+    pub fixed: u64,
+    /// How often a waiter has spun for a result.
+    pub spins: u64,
+    /// How often not in vain.
+    pub spins_hit: u64,
+    /// Requests that wait at this moment, because their class has as many in flight as it may.
+    pub waiting: u64,
+}
+
 enum Batches {
     Ring(Arc<Ring>),
     Pool(Pool),
@@ -108,7 +130,7 @@ impl FileDevice {
         let Opened { file, geometry, is_block_device, direct, exclusive } = open::open(path, options)?;
         let name: Arc<str> = path.display().to_string().into();
         let target = Arc::new(Target { fd: OwnedFd::from(file), name, is_block_device });
-        let engine = start_engine(path, options.engine, &target)?;
+        let engine = start_engine(path, options, &target)?;
         let capabilities = Capabilities {
             size_bytes: geometry.size,
             logical_sector: geometry.logical_sector,
@@ -134,6 +156,14 @@ impl FileDevice {
         }
     }
 
+    /// What the engine has done so far.
+    pub fn engine_counts(&self) -> EngineCounts {
+        match &self.engine {
+            Batches::Ring(ring) => ring.counts(),
+            Batches::Pool(_) => EngineCounts::default(),
+        }
+    }
+
     fn size_error(&self, size_bytes: u64, errno: rustix::io::Errno) -> DeviceError {
         let errno = errno.raw_os_error();
         Shape::of_size(size_bytes).error(&self.target.name, transfer::kind_of(errno), errno)
@@ -151,7 +181,11 @@ impl FileDevice {
 
     fn discard(&self, shape: Shape) -> Pending {
         let target = self.target.clone();
-        self.discards.get_or_init(|| Pool::new(1)).submit(move || direct::discard(&target, shape))
+        self.discards.get_or_init(|| Pool::new(pool::ONE_THREAD)).submit(
+            IoClass::Background,
+            shape.len,
+            move || direct::discard(&target, shape),
+        )
     }
 
     /// Starts transfers; the results are in their order.
@@ -165,9 +199,10 @@ impl FileDevice {
                 ring.submit(transfers).into_iter().map(pending).collect()
             }
             Batches::Pool(pool) => {
-                let submit = |transfer| {
+                let submit = |transfer: Transfer| {
                     let target = self.target.clone();
-                    pool.submit(move || direct::run(&target, transfer))
+                    let (class, bytes) = (transfer.class, transfer.shape.len);
+                    pool.submit(class, bytes, move || direct::run(&target, transfer))
                 };
                 transfers.into_iter().map(submit).collect()
             }
@@ -175,18 +210,19 @@ impl FileDevice {
     }
 }
 
-fn start_engine(path: &Path, wanted: Engine, target: &Arc<Target>) -> Result<Batches, OpenError> {
+fn start_engine(path: &Path, options: &OpenOptions, target: &Arc<Target>) -> Result<Batches, OpenError> {
+    let wanted = options.engine;
     if wanted == Engine::Pread {
-        return Ok(Batches::Pool(Pool::new(POOL_THREADS)));
+        return Ok(Batches::Pool(Pool::new(pool::THREADS)));
     }
-    match Ring::new(target.clone()) {
+    match Ring::new(target.clone(), options.polling) {
         Ok(ring) => Ok(Batches::Ring(Arc::new(ring))),
         Err(source) if wanted == Engine::Uring => {
             Err(OpenError::Os { path: path.to_owned(), action: "set up io_uring for", source })
         }
         Err(error) => {
             tracing::info!(path = %path.display(), %error, "no io_uring: using threads");
-            Ok(Batches::Pool(Pool::new(POOL_THREADS)))
+            Ok(Batches::Pool(Pool::new(pool::THREADS)))
         }
     }
 }
@@ -228,6 +264,14 @@ impl BlockDevice for FileDevice {
                 Ok(transfer) => direct::run(&self.target, transfer),
                 Err(_discard) => direct::discard(&self.target, shape),
             },
+        }
+    }
+
+    unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {
+        match &self.engine {
+            // SAFETY: the caller answers for the memory.
+            Batches::Ring(ring) => unsafe { ring.register(start, len) }.map(Registration::new),
+            Batches::Pool(_) => None,
         }
     }
 

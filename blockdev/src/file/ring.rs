@@ -4,64 +4,41 @@
 //! completes everybody's requests until its own is done; then it hands the role to another waiter.
 //! A lone waiter thus pays no context switch beyond the one in the kernel.
 //!
-//! One mutex guards the queues' user side and the table of requests in flight; it is never held
+//! Requests wait by class for their turn ([`super::classes`]); who submits never waits for it. Whenever one is
+//! over, the next ones go to the kernel.
+//!
+//! One mutex guards the queues' user side, the table of requests in flight and what waits; it is never held
 //! across a system call.
 
 use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
-use io_uring::types::{Fixed, FsyncFlags};
-use io_uring::{IoUring, Probe, opcode, squeue};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use io_uring::{IoUring, Probe, opcode};
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::{Completion, IoClass};
+use crate::Completion;
 
+use super::classes::{Classes, LIMITS, depth};
 use super::direct::Target;
-use super::transfer::{Kind, Step, Transfer};
-
-/// Most requests in flight in one ring; further submitters wait.
-const DEPTH: usize = 256;
-
-/// The target's index in the ring's table of registered files.
-const FILE: Fixed = Fixed(0);
-
-/// Where a submitter finds its result.
-#[derive(Default)]
-pub(super) struct Ticket {
-    result: Mutex<Option<Completion>>,
-    /// Used with the ring's mutex: the result is there, or the waiter has to lead.
-    wake: Condvar,
-}
-
-impl Ticket {
-    fn is_done(&self) -> bool {
-        self.result.lock().is_some()
-    }
-}
-
-/// A request in flight. It owns the buffers and the segments that the kernel works on, and leaves
-/// the table only after the kernel has said that it is through.
-struct InFlight {
-    transfer: Transfer,
-    segments: Vec<libc::iovec>,
-    ticket: Arc<Ticket>,
-}
-
-// SAFETY: the raw pointers in `segments` point into buffers owned by `transfer`, which may be
-// used from any thread; they are only ever given to the kernel.
-unsafe impl Send for InFlight {}
+use super::entry::{InFlight, Ticket};
+use super::polling::Poller;
+use super::regions::{self, Regions};
+use super::transfer::{Step, Transfer};
 
 struct State {
     table: Vec<Option<InFlight>>,
     free: Vec<usize>,
+    /// What waits for its turn, and how many of each class do not.
+    classes: Classes<(Transfer, Arc<Ticket>)>,
+    regions: Regions,
     /// Somebody is in the kernel waiting for completions, or on the way there or back.
     led: bool,
     /// Waiters that are not leading.
     followers: Vec<Arc<Ticket>>,
-    /// Submitters that wait for a free entry of the table.
-    cramped: usize,
     /// The kernel refuses to go on with this ring; its errno.
     broken: Option<i32>,
 }
@@ -70,17 +47,29 @@ pub(super) struct Ring {
     ring: IoUring,
     target: Arc<Target>,
     state: Mutex<State>,
-    space: Condvar,
+    poller: Poller,
+    /// Requests in memory that was registered.
+    fixed: AtomicU64,
+    /// The kernel takes registrations of memory.
+    registers: bool,
+}
+
+/// Memory that a ring knows. It ends when this is dropped, or with the ring.
+#[derive(Debug)]
+pub(super) struct Registration {
+    ring: Weak<Ring>,
+    index: u16,
 }
 
 impl Ring {
     /// Sets up a ring for `target`; fails where the kernel or a sandbox refuses io_uring, or lacks
-    /// what we need of it.
-    pub(super) fn new(target: Arc<Target>) -> io::Result<Self> {
+    /// what we need of it. `polling`: waiters may spin.
+    pub(super) fn new(target: Arc<Target>, polling: bool) -> io::Result<Self> {
+        let depth = depth(&LIMITS);
         // Twice the depth: the kernel gives submission entries back only after a whole batch.
-        let ring = IoUring::builder().setup_submit_all().build(2 * DEPTH as u32);
+        let ring = IoUring::builder().setup_submit_all().build(2 * depth as u32);
         let ring = match ring {
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::new(2 * DEPTH as u32)?,
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::new(2 * depth as u32)?,
             other => other?,
         };
         let mut probe = Probe::new();
@@ -90,18 +79,22 @@ impl Ring {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
         ring.submitter().register_files(&[target.fd.as_raw_fd()])?;
+        // Linux before 5.19 has no table that can be filled later.
+        let registers = ring.submitter().register_buffers_sparse(regions::MOST as u32).is_ok();
         let state = State {
-            table: (0..DEPTH).map(|_| None).collect(),
-            free: (0..DEPTH).rev().collect(),
+            table: (0..depth).map(|_| None).collect(),
+            free: (0..depth).rev().collect(),
+            classes: Classes::new(LIMITS),
+            regions: Regions::new(),
             led: false,
             followers: Vec::new(),
-            cramped: 0,
             broken: None,
         };
-        Ok(Self { ring, target, state: Mutex::new(state), space: Condvar::new() })
+        let (state, poller, fixed) = (Mutex::new(state), Poller::new(polling), AtomicU64::new(0));
+        Ok(Self { ring, target, state, poller, fixed, registers })
     }
 
-    /// Starts transfers. Blocks only while the table is full.
+    /// Starts transfers, or queues them behind others of their class. Never waits for the device.
     pub(super) fn submit(&self, transfers: Vec<Transfer>) -> Vec<Arc<Ticket>> {
         let mut tickets = Vec::with_capacity(transfers.len());
         let mut state = self.state.lock();
@@ -109,23 +102,22 @@ impl Ring {
             let ticket = Arc::new(Ticket::default());
             tickets.push(ticket.clone());
             if transfer.is_empty() {
-                *ticket.result.lock() = Some(transfer.finish(&self.target.name, Ok(())));
-                continue;
-            }
-            while state.free.is_empty() && state.broken.is_none() {
-                state = self.wait_for_space(state);
-            }
-            let in_flight = InFlight { transfer, segments: Vec::new(), ticket };
-            match (state.broken, state.free.pop()) {
-                (None, Some(index)) => {
-                    state.table[index] = Some(in_flight);
-                    state = self.push(state, index);
-                }
-                // It never reached the kernel, but there is no use in telling the two apart.
-                (errno, _) => abandon(in_flight, &self.target, errno.unwrap_or(libc::EIO)),
+                ticket.settle(transfer.finish(&self.target.name, Ok(())));
+            } else if let Some(errno) = state.broken {
+                ticket.settle(transfer.abandon(&self.target.name, errno));
+            } else {
+                let (class, bytes) = (transfer.class, transfer.shape.len);
+                state.classes.push(class, bytes, (transfer, ticket));
             }
         }
-        drop(state);
+        // Results that nobody waits for make room.
+        if !state.led && self.has_completions() {
+            state.led = true;
+            state = self.reap(state);
+            state.led = false;
+            self.pass_the_lead(&state);
+        }
+        drop(self.dispatch(state));
         self.enter(0);
         tickets
     }
@@ -148,36 +140,23 @@ impl Ring {
         }
     }
 
-    fn wait_for_space<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        if state.led {
-            state.cramped += 1;
-            self.space.wait(&mut state);
-            state.cramped -= 1;
-            return state;
-        }
-        let state = self.lead(state);
-        self.pass_the_lead(&state);
-        state
-    }
-
     /// Nobody leads any more: wakes one who still has to wait, so that somebody does.
     fn pass_the_lead(&self, state: &State) {
-        if state.led {
-            return;
-        }
-        if let Some(follower) = state.followers.iter().find(|f| !f.is_done()) {
+        if !state.led
+            && let Some(follower) = state.followers.iter().find(|f| !f.is_done())
+        {
             follower.wake.notify_one();
-        } else if state.cramped > 0 {
-            self.space.notify_one();
         }
     }
 
-    /// Enters the kernel until something completes, and hands out what did.
+    /// Spins or enters the kernel until something completes, and hands out what did.
     fn lead<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.led = true;
         if !self.has_completions() {
             drop(state);
-            self.enter(1);
+            if !self.poller.spin(|| self.has_completions()) {
+                self.enter(1);
+            }
             state = self.state.lock();
         }
         state = self.reap(state);
@@ -190,7 +169,7 @@ impl Ring {
         !unsafe { self.ring.completion_shared() }.is_empty()
     }
 
-    /// Hands out completions. The caller leads, and holds the lock.
+    /// Hands out completions, and starts what waited for them. The caller leads, and holds the lock.
     fn reap<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         // SAFETY: only the leader, who is unique, uses the completion queue, one view at a time.
         let entries: Vec<(u64, i32)> =
@@ -199,24 +178,27 @@ impl Ring {
         for (index, result) in entries {
             let index = index as usize;
             let Some(entry) = state.table.get_mut(index).and_then(Option::as_mut) else { continue };
+            if entry.lost_its_memory(result) {
+                again.push(index);
+                continue;
+            }
             match entry.transfer.on_result(result) {
                 Step::Again => again.push(index),
                 Step::Over(result) => {
                     let completion = entry.transfer.finish(&self.target.name, result);
                     if let Some(entry) = state.table[index].take() {
                         state.free.push(index);
-                        settle(&entry.ticket, completion);
+                        state.classes.over(entry.transfer.class, entry.bytes);
+                        entry.ticket.settle(completion);
                     }
                 }
             }
         }
-        if state.cramped > 0 && !state.free.is_empty() {
-            self.space.notify_all();
+        for index in again {
+            state = self.push(state, index);
         }
-        if !again.is_empty() {
-            for index in again {
-                state = self.push(state, index);
-            }
+        state = self.dispatch(state);
+        if self.has_queued() {
             drop(state);
             self.enter(0);
             state = self.state.lock();
@@ -224,15 +206,32 @@ impl Ring {
         state
     }
 
+    /// Takes what may go to the kernel out of its queues and puts it into the submission queue.
+    fn dispatch<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        // The limits of all classes together are the table's size: with a request there is a place for it.
+        while let Some(index) = state.free.pop() {
+            let Some((_, bytes, (transfer, ticket))) = state.classes.next() else {
+                state.free.push(index);
+                break;
+            };
+            state.table[index] = Some(InFlight::new(transfer, ticket, bytes));
+            state = self.push(state, index);
+        }
+        state
+    }
+
     /// Puts the next chunk of an entry of the table into the submission queue.
     fn push<'a>(&'a self, mut state: MutexGuard<'a, State>, index: usize) -> MutexGuard<'a, State> {
         loop {
-            let Some(entry) = state.table[index].as_mut() else { return state };
-            let sqe = build(entry).user_data(index as u64);
+            let State { table, regions, .. } = &mut *state;
+            let Some(entry) = table[index].as_mut() else { return state };
+            let sqe = entry.build(regions).user_data(index as u64);
+            let fixed = u64::from(entry.is_fixed());
             // SAFETY: the mutex makes this the only view of the submission queue. The entry's
             // buffers and segments stay in the table, unmoved, until its completion is reaped.
             let pushed = unsafe { self.ring.submission_shared().push(&sqe) };
             if pushed.is_ok() {
+                self.fixed.fetch_add(fixed, Ordering::Relaxed);
                 return state;
             }
             drop(state);
@@ -242,15 +241,20 @@ impl Ring {
         }
     }
 
+    /// Something is in the submission queue. The caller holds the lock.
+    fn has_queued(&self) -> bool {
+        // SAFETY: the mutex makes this the only view of the submission queue.
+        !unsafe { self.ring.submission_shared() }.is_empty()
+    }
+
     /// Submits what is queued, and waits for `want` completions.
     fn enter(&self, want: usize) {
         loop {
             let queued = {
                 let _state = self.state.lock();
-                // SAFETY: the mutex makes this the only view of the submission queue.
-                unsafe { self.ring.submission_shared() }.len()
+                self.has_queued()
             };
-            if queued == 0 && want == 0 {
+            if !queued && want == 0 {
                 return;
             }
             match self.ring.submitter().submit_and_wait(want) {
@@ -287,13 +291,68 @@ impl Ring {
         let mut state = self.state.lock();
         state.broken = Some(errno);
         for entry in state.table.iter_mut().filter_map(Option::take) {
-            abandon(entry, &self.target, errno);
+            entry.abandon(&self.target, errno);
         }
-        self.space.notify_all();
+        let waiting: Vec<_> = state.classes.drain().collect();
+        for (transfer, ticket) in waiting {
+            ticket.settle(transfer.abandon(&self.target.name, errno));
+        }
     }
 
-    fn in_flight(state: &State) -> bool {
-        state.table.iter().any(Option::is_some)
+    fn is_busy(state: &State) -> bool {
+        state.table.iter().any(Option::is_some) || !state.classes.is_idle()
+    }
+
+    /// Makes memory known to the kernel: requests in it cost less. `None`: it does not take more, or none.
+    ///
+    /// # Safety
+    /// The memory is shared (not copied on write), mapped, and keeps its pages as long as the registration
+    /// lives.
+    pub(super) unsafe fn register(self: &Arc<Self>, start: NonNull<u8>, len: usize) -> Option<Registration> {
+        if !self.registers {
+            return None;
+        }
+        let index = self.state.lock().regions.take_index()?;
+        if let Err(error) = self.tell_kernel(index, start.as_ptr(), len) {
+            tracing::debug!(device = %self.target.name, %error, len, "memory is not registered for I/O");
+            self.state.lock().regions.free_index(index);
+            return None;
+        }
+        let registration = Registration { ring: Arc::downgrade(self), index };
+        let added = self.state.lock().regions.add(start, len, index);
+        // Otherwise the registration ends here.
+        added.then_some(registration)
+    }
+
+    /// Puts memory into the kernel's table, or with a length of 0 takes it out.
+    fn tell_kernel(&self, index: u16, start: *mut u8, len: usize) -> io::Result<()> {
+        let memory = libc::iovec { iov_base: start.cast(), iov_len: len };
+        // SAFETY: the kernel checks the addresses, and keeps the pages behind them. Who registers answers for
+        // their being the memory's as long as anybody looks there.
+        unsafe { self.ring.submitter().register_buffers_update(u32::from(index), &[memory], None) }
+    }
+
+    /// What the engine has done so far.
+    pub(super) fn counts(&self) -> super::EngineCounts {
+        let (spins, spins_hit) = self.poller.counts();
+        let waiting = self.state.lock().classes.waiting() as u64;
+        super::EngineCounts { fixed: self.fixed.load(Ordering::Relaxed), spins, spins_hit, waiting }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let Some(ring) = self.ring.upgrade() else { return };
+        // First, so that no request is told of it any more. One that has been finds it gone, and is tried again
+        // without; one that is in flight keeps the pages.
+        ring.state.lock().regions.remove(self.index);
+        match ring.tell_kernel(self.index, std::ptr::null_mut(), 0) {
+            Ok(()) => ring.state.lock().regions.free_index(self.index),
+            // The number is not used again; the pages stay until the ring goes.
+            Err(error) => {
+                tracing::warn!(device = %ring.target.name, %error, "memory stays registered for I/O")
+            }
+        }
     }
 }
 
@@ -302,7 +361,7 @@ impl Drop for Ring {
     /// holds no reference to the file, so that its lock goes with the descriptor.
     fn drop(&mut self) {
         let mut state = self.state.lock();
-        while Self::in_flight(&state) {
+        while Self::is_busy(&state) {
             state = self.lead(state);
         }
         drop(state);
@@ -314,93 +373,8 @@ impl Drop for Ring {
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ring({} in flight)", DEPTH - self.state.lock().free.len())
-    }
-}
-
-fn settle(ticket: &Ticket, completion: Completion) {
-    *ticket.result.lock() = Some(completion);
-    ticket.wake.notify_one();
-}
-
-fn abandon(entry: InFlight, target: &Target, errno: i32) {
-    let InFlight { transfer, segments, ticket } = entry;
-    std::mem::forget(segments);
-    settle(&ticket, transfer.abandon(&target.name, errno));
-}
-
-/// The submission entry for the next chunk.
-fn build(entry: &mut InFlight) -> squeue::Entry {
-    entry.segments = entry.transfer.segments();
-    let offset = entry.transfer.offset();
-    let priority = priority(entry.transfer.class);
-    let flags = if entry.transfer.fua { libc::RWF_DSYNC } else { 0 };
-    let sqe = match (entry.transfer.kind, &entry.segments[..]) {
-        (Kind::Flush, _) => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
-        (Kind::Read, [one]) => opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
-            .offset(offset)
-            .ioprio(priority)
-            .build(),
-        (Kind::Read, many) => {
-            opcode::Readv::new(FILE, many.as_ptr(), many.len() as u32).offset(offset).ioprio(priority).build()
-        }
-        (Kind::Write, [one]) => opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
-            .offset(offset)
-            .ioprio(priority)
-            .rw_flags(flags)
-            .build(),
-        (Kind::Write, many) => opcode::Writev::new(FILE, many.as_ptr(), many.len() as u32)
-            .offset(offset)
-            .ioprio(priority)
-            .rw_flags(flags)
-            .build(),
-    };
-    // Told to try again, the request may as well block, in a worker of the kernel.
-    if entry.transfer.is_retry() { sqe.flags(squeue::Flags::ASYNC) } else { sqe }
-}
-
-/// The kernel's I/O priority for a class: best effort, the levels around the default.
-fn priority(class: IoClass) -> u16 {
-    const BEST_EFFORT: u16 = 2 << 13;
-    match class {
-        IoClass::Log => BEST_EFFORT,
-        IoClass::Data => 0,
-        IoClass::ReadAhead => BEST_EFFORT | 6,
-        IoClass::Background => BEST_EFFORT | 7,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{AlignedBuf, Op};
-
-    /// The submission entry's bytes, as the kernel sees them.
-    fn entry_bytes(op: Op, class: IoClass) -> [u8; 64] {
-        let transfer = Transfer::new(op, class, 512).unwrap();
-        let ticket = Arc::new(Ticket::default());
-        let mut in_flight = InFlight { transfer, segments: Vec::new(), ticket };
-        let entry = build(&mut in_flight);
-        // SAFETY: the entry is 64 bytes of plain numbers (a `repr(C)` io_uring_sqe).
-        unsafe { std::mem::transmute::<squeue::Entry, [u8; 64]>(entry) }
-    }
-
-    fn u32_at(bytes: &[u8; 64], at: usize) -> u32 {
-        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    }
-
-    #[test]
-    fn durable_writes_and_flushes_say_so_to_the_kernel() {
-        const RW_FLAGS: usize = 28;
-        let write = |fua, parts: usize| {
-            let bufs = (0..parts).map(|_| AlignedBuf::zeroed(512)).collect();
-            u32_at(&entry_bytes(Op::Write { offset: 4096, bufs, fua }, IoClass::Log), RW_FLAGS)
-        };
-        for parts in [1, 3] {
-            assert_eq!(write(true, parts), libc::RWF_DSYNC as u32);
-            assert_eq!(write(false, parts), 0);
-        }
-        let flush = entry_bytes(Op::Flush, IoClass::Log);
-        assert_eq!((flush[0], u32_at(&flush, RW_FLAGS)), (opcode::Fsync::CODE, 1), "IORING_FSYNC_DATASYNC");
+        let state = self.state.lock();
+        let flying = state.table.iter().flatten().count();
+        write!(f, "Ring({flying} in flight, {} waiting)", state.classes.waiting())
     }
 }

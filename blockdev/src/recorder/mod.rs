@@ -20,6 +20,7 @@ mod writer;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -31,7 +32,8 @@ pub use seqfile::SeqFile;
 
 use crate::check::{Shape, admit, failed};
 use crate::{
-    AlignedBuf, BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
+    AlignedBuf, BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending,
+    Registration, Request,
 };
 use writer::{Unsettled, Writer, kind_of, seq_path};
 
@@ -211,6 +213,11 @@ impl<D: BlockDevice> BlockDevice for Recorder<D> {
             Ok(mut started) => self.log.finish(started.pop().flatten(), self.device.execute(request)),
             Err(error) => self.log.refuse(request, &error),
         }
+    }
+
+    unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {
+        // SAFETY: the caller answers for the memory.
+        unsafe { self.device.register_memory(start, len) }
     }
 
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {

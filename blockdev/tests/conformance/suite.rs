@@ -11,6 +11,8 @@ type Device = Arc<dyn BlockDevice>;
 const BLOCK: usize = 4096;
 
 /// Bytes that tell where and when they were written.
+const CLASSES: [IoClass; 4] = [IoClass::Log, IoClass::Data, IoClass::ReadAhead, IoClass::Background];
+
 fn pattern(len: usize, tag: u64) -> AlignedBuf {
     let mut buf = AlignedBuf::zeroed(len);
     let mut rng = Rng::derived(tag, 77);
@@ -222,14 +224,15 @@ pub fn random_operations_match_a_model(device: Device) {
             let start = lane * slice + rng.below((slice / sector - sectors) as u64) as usize * sector;
             let cuts = [sectors / 3, sectors - sectors / 3];
             let lens = cuts.iter().filter(|n| **n > 0).map(|n| n * sector);
+            let class = CLASSES[rng.below(4) as usize];
             if rng.chance(0.5) {
                 let bufs: Vec<_> = lens.map(|len| pattern(len, round << 8 | len as u64)).collect();
                 let flat: Vec<u8> = bufs.iter().flat_map(|b| b.to_vec()).collect();
                 model[start..start + flat.len()].copy_from_slice(&flat);
-                requests.push(Request::write(start as u64, bufs, rng.chance(0.2), IoClass::Data));
+                requests.push(Request::write(start as u64, bufs, rng.chance(0.2), class));
             } else {
                 let bufs = lens.map(AlignedBuf::zeroed).collect();
-                requests.push(Request::read(start as u64, bufs, IoClass::Data));
+                requests.push(Request::read(start as u64, bufs, class));
             }
         }
         let reads: Vec<Option<u64>> = requests

@@ -1,10 +1,11 @@
 //! A device that counts what is asked of it.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
-use blockdev::{BlockDevice, Capabilities, Completion, DeviceError, Op, Pending, Request};
+use blockdev::{BlockDevice, Capabilities, Completion, DeviceError, Op, Pending, Registration, Request};
 use fs_core::stats::{Histogram, HistogramValues};
 
 /// Kinds of requests, with their names.
@@ -133,6 +134,11 @@ impl<D: BlockDevice> BlockDevice for Metered<D> {
             })
         };
         running.into_iter().zip(pending).map(wait).collect()
+    }
+
+    unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {
+        // SAFETY: the caller answers for the memory.
+        unsafe { self.inner.register_memory(start, len) }
     }
 
     fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
