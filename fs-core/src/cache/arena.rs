@@ -6,18 +6,21 @@
 //! has none left says so, instead of killing whoever touches it first. Then, and where there is no memfd, pages
 //! are in ordinary memory.
 //!
+//! The device knows a segment that is whole, so that requests in its pages cost less; one that has given memory back
+//! is not made known again.
+//!
 //! The arena has no size of its own: pages that are in use may be more than the cache should have. What comes
 //! back beyond the limit goes back to the machine.
 //!
-//! Its lock is held for a page that comes or goes, not for a hit, and no other is taken under it.
+//! Its lock is held for a page that comes or goes, not for a hit; only the device's own are taken under it.
 
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
-use blockdev::{AlignedBuf, BufOwner};
+use blockdev::{AlignedBuf, BlockDevice, BufOwner, Registration};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -43,6 +46,8 @@ pub(super) struct Arena {
 struct Memory {
     page_bytes: usize,
     state: Mutex<State>,
+    /// Reads into the pages and writes from them.
+    device: OnceLock<Weak<dyn BlockDevice>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,14 +70,20 @@ impl Arena {
     /// An empty one for pages of `page_bytes`, a power of two from 4 KiB to 64 KiB. It keeps memory for `pages`.
     pub(super) fn new(page_bytes: usize, pages: usize) -> Self {
         let state = State { limit: limit_for(pages), ..State::default() };
-        Self { memory: Arc::new(Memory { page_bytes, state: Mutex::new(state) }) }
+        Self { memory: Arc::new(Memory { page_bytes, state: Mutex::new(state), device: OnceLock::new() }) }
+    }
+
+    /// Makes the pages known to a device, as they come. Once.
+    pub(super) fn used_by(&self, device: &Arc<dyn BlockDevice>) {
+        // The device may go before the pages do.
+        let _ = self.memory.device.set(Arc::downgrade(device));
     }
 
     /// A page with any content, such as that of a page that was here before.
     pub(super) fn page(&self) -> AlignedBuf {
         let memory = &self.memory;
         let mut state = memory.state.lock();
-        let Some(slot) = state.take(memory.page_bytes) else {
+        let Some(slot) = state.take(memory.page_bytes, memory.device.get()) else {
             drop(state);
             return AlignedBuf::zeroed(memory.page_bytes);
         };
@@ -117,15 +128,15 @@ impl State {
     }
 
     /// A slot with memory.
-    fn take(&mut self, page_bytes: usize) -> Option<u32> {
-        if self.ready.is_empty() && !self.back_some(page_bytes) {
+    fn take(&mut self, page_bytes: usize, device: Option<&Weak<dyn BlockDevice>>) -> Option<u32> {
+        if self.ready.is_empty() && !self.back_some(page_bytes, device) {
             return None;
         }
         self.ready.pop()
     }
 
     /// Asks for memory for some more slots; false: there is none.
-    fn back_some(&mut self, page_bytes: usize) -> bool {
+    fn back_some(&mut self, page_bytes: usize, device: Option<&Weak<dyn BlockDevice>>) -> bool {
         let Some(mut run) = self.bare.pop().or_else(|| self.add_segment(page_bytes)) else { return false };
         let step = (self.backed * page_bytes / 4).clamp(STEPS.0, STEPS.1) / page_bytes;
         let slots = run.start..run.end.min(run.start + step as u32);
@@ -134,6 +145,8 @@ impl State {
         if backed {
             run.start = slots.end;
             self.backed += slots.len();
+            let segment = &mut self.segments[slots.start as usize / (SEGMENT / page_bytes)];
+            segment.gain(bytes, device.and_then(Weak::upgrade));
             self.ready.extend(slots.rev());
         }
         if !run.is_empty() {
@@ -189,6 +202,8 @@ impl State {
         for run in slots.chunk_by(follows) {
             let (Some(first), bytes) = (run.first().copied(), run.len() * page_bytes) else { continue };
             let start = self.start_of(first, page_bytes);
+            // The device must not know pages that are no longer there.
+            self.segments[first as usize / per_segment as usize].lose(bytes);
             // SAFETY: nobody uses these slots; their bytes become zeros.
             let removed = unsafe { rustix::mm::madvise(start.as_ptr().cast(), bytes, Advice::LinuxRemove) };
             match removed {
@@ -216,6 +231,12 @@ struct Segment {
     /// What was mapped, a huge page more than the segment.
     mapped: NonNull<u8>,
     start: NonNull<u8>,
+    /// Bytes with memory.
+    backed: usize,
+    /// It has given memory back.
+    has_lost: bool,
+    /// The device knows it. Before `mapped` is unmapped, this is dropped.
+    known: Option<Registration>,
 }
 
 // SAFETY: a segment is an address range; who uses which bytes of it is the arena's business.
@@ -239,7 +260,8 @@ impl Segment {
         let mapped = NonNull::new(mapped.cast::<u8>()).ok_or(Errno::NOMEM)?;
         let skip = mapped.as_ptr().align_offset(HUGE);
         // SAFETY: `skip` is less than the huge page that was mapped beyond the segment's length.
-        let segment = Self { mapped, start: unsafe { mapped.add(skip) } };
+        let start = unsafe { mapped.add(skip) };
+        let segment = Self { mapped, start, backed: 0, has_lost: false, known: None };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: it replaces a part of the mapping above, which nobody uses.
@@ -248,6 +270,26 @@ impl Segment {
         // SAFETY: the segment is mapped; this changes no byte of it.
         let _ = unsafe { rustix::mm::madvise(segment.start.as_ptr().cast(), SEGMENT, Advice::LinuxHugepage) };
         Ok(segment)
+    }
+
+    /// `bytes` more of it have memory. Makes it known to the device when all of it has.
+    fn gain(&mut self, bytes: usize, device: Option<Arc<dyn BlockDevice>>) {
+        self.backed += bytes;
+        if self.backed == SEGMENT
+            && !self.has_lost
+            && let Some(device) = device
+        {
+            // SAFETY: shared memory, mapped until this is dropped, which drops the registration first; `lose` does
+            // so before pages are given back.
+            self.known = unsafe { device.register_memory(self.start, SEGMENT) };
+        }
+    }
+
+    /// `bytes` of it are about to be without memory.
+    fn lose(&mut self, bytes: usize) {
+        self.known = None;
+        self.has_lost = true;
+        self.backed = self.backed.saturating_sub(bytes);
     }
 
     /// The address of a byte of the segment; `offset` is less than its length.
@@ -260,6 +302,7 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
+        self.known = None;
         // SAFETY: mapped in `new`; no buffer is in it any more, as each of them keeps the memory alive.
         let _ = unsafe { rustix::mm::munmap(self.mapped.as_ptr().cast(), SEGMENT + HUGE) };
     }
@@ -274,6 +317,9 @@ impl fmt::Debug for Segment {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use blockdev::{Capabilities, Pending, RamDevice, Request};
 
     use super::*;
 
@@ -354,5 +400,60 @@ mod tests {
         let mut page = arena.page();
         page.fill(3);
         assert_eq!((page.len(), arena.backed_bytes()), (PAGE, 0));
+    }
+
+    /// A device that counts what it knows.
+    #[derive(Debug, Default)]
+    struct Knowing(Arc<AtomicUsize>);
+
+    struct Known(Arc<AtomicUsize>);
+
+    impl Drop for Known {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    impl BlockDevice for Knowing {
+        fn name(&self) -> Arc<str> {
+            "knowing".into()
+        }
+        fn capabilities(&self) -> Capabilities {
+            RamDevice::new(PAGE as u64, 4096).capabilities()
+        }
+        fn submit(&self, _requests: Vec<Request>) -> Vec<Pending> {
+            Vec::new()
+        }
+        unsafe fn register_memory(&self, _start: NonNull<u8>, len: usize) -> Option<Registration> {
+            assert_eq!(len, SEGMENT);
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Some(Registration::new(Known(self.0.clone())))
+        }
+    }
+
+    #[test]
+    fn the_device_knows_whole_segments_only() {
+        let device = Knowing::default();
+        let known = device.0.clone();
+        let device: Arc<dyn BlockDevice> = Arc::new(device);
+        let known = || known.load(Ordering::SeqCst);
+        let per_segment = SEGMENT / PAGE;
+        let arena = Arena::new(PAGE, 2 * per_segment);
+        arena.used_by(&device);
+        let mut bufs: Vec<AlignedBuf> = (0..per_segment / 2).map(|_| arena.page()).collect();
+        assert_eq!(known(), 0);
+        bufs.extend((0..per_segment).map(|_| arena.page()));
+        assert_eq!(known(), 1);
+        bufs.extend((0..per_segment).map(|_| arena.page()));
+        assert_eq!(known(), 2);
+        // What has given memory back is not known any more.
+        bufs.truncate(per_segment);
+        arena.set_limit(per_segment);
+        assert_eq!(known(), 1);
+        arena.set_limit(3 * per_segment);
+        bufs.extend((0..per_segment).map(|_| arena.page()));
+        assert_eq!(known(), 1);
+        drop((arena, bufs));
+        assert_eq!(known(), 0);
     }
 }

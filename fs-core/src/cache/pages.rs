@@ -8,9 +8,10 @@
 //! Lock order: a shard's lock, then that of a frame's content, then that of the arena ([`super::arena`]), where the
 //! pages' memory is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use blockdev::AlignedBuf;
+use blockdev::{AlignedBuf, BlockDevice};
 
 use super::arena::Arena;
 use super::frame::{FrameData, FrameRef};
@@ -51,6 +52,12 @@ impl PageCache {
             dirty_pages: AtomicUsize::new(0),
             inline_pages: AtomicUsize::new(0),
         }
+    }
+
+    /// Makes the pages' memory known to the device that they come from.
+    pub(crate) fn used_by(self, device: &Arc<dyn BlockDevice>) -> Self {
+        self.arena.used_by(device);
+        self
     }
 
     /// Its shard, and the page's hash.

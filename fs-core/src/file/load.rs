@@ -224,7 +224,8 @@ impl Volume {
         Ok(out)
     }
 
-    /// To read into: memory of the cache's for a whole page, and any other for the end of a file.
+    /// For what is read or written, with any content: memory of the cache's for a whole page, which the device knows,
+    /// and other memory for the end of a file.
     pub(super) fn buffer_for(&self, bytes: usize) -> AlignedBuf {
         if bytes == self.page_bytes() { self.cache.page() } else { AlignedBuf::zeroed(bytes) }
     }

@@ -1,6 +1,6 @@
 //! Direct and large synchronous writes: straight to new blocks, mapped in one step (contract C2).
 
-use blockdev::{AlignedBuf, IoClass};
+use blockdev::IoClass;
 
 use super::map::PageImage;
 use super::room::is_full;
@@ -107,13 +107,16 @@ impl Volume {
         let page_end = start + self.page_bytes() as u64;
         let end = offset + data.len() as u64;
         let valid = (new_size.min(page_end) - start) as usize;
-        let mut buf = AlignedBuf::zeroed(valid.next_multiple_of(BLOCK_SIZE));
+        let (from, to) = (offset.max(start), end.min(page_end));
+        let mut buf = self.buffer_for(valid.next_multiple_of(BLOCK_SIZE));
+        if (to - from) as usize != buf.len() {
+            buf.fill(0); // it may have another page's bytes
+        }
         let old = size.min(page_end).saturating_sub(start) as usize;
         if old > 0 && (offset > start || end < start + old as u64) {
             let frame = self.load_frame(inode, page)?;
             buf[..old].copy_from_slice(&frame.data.read().buf[..old]);
         }
-        let (from, to) = (offset.max(start), end.min(page_end));
         buf[(from - start) as usize..(to - start) as usize]
             .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
         Ok(PageImage { page, buf })

@@ -3,7 +3,7 @@
 //! A page is written and mapped under its exclusive range lock: what is mapped is the newest version,
 //! and no direct write can come in between (rule R8).
 
-use blockdev::{AlignedBuf, IoClass};
+use blockdev::IoClass;
 use std::ops::ControlFlow;
 
 use super::map::{PageImage, Placed, Unwritten};
@@ -117,8 +117,9 @@ impl Volume {
             }
             covered = start + valid as u64;
             let len = valid.next_multiple_of(BLOCK_SIZE);
-            images
-                .push(PageImage { page: *page, buf: AlignedBuf::from_slice(&frame.data.read().buf[..len]) });
+            let mut buf = self.buffer_for(len);
+            buf.copy_from_slice(&frame.data.read().buf[..len]);
+            images.push(PageImage { page: *page, buf });
         }
         let n = images.len();
         if n > 0 {

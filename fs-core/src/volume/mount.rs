@@ -229,7 +229,8 @@ impl Volume {
         checkpointer.held = held.into_iter().map(|run| (base.checkpoint_lsn, run)).collect();
         let page_size = sb.page_size;
         let volume = Arc::new(Volume {
-            cache: PageCache::new(page_size, options.cache_bytes, options.cache_policy, options.cache_shards),
+            cache: PageCache::new(page_size, options.cache_bytes, options.cache_policy, options.cache_shards)
+                .used_by(&device),
             flights: Flights::default(),
             prefetched: Prefetched::default(),
             read_only: options.read_only,
