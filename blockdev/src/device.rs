@@ -166,6 +166,19 @@ fn os_text(errno: i32) -> String {
     if errno == 0 { String::new() } else { format!(" ({})", std::io::Error::from_raw_os_error(errno)) }
 }
 
+/// What an engine for batches of requests has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Requests in memory that was registered: see [`BlockDevice::register_memory`].
+    pub fixed: u64,
+    /// How often a waiter has spun for a result.
+    pub spins: u64,
+    /// How often not in vain.
+    pub spins_hit: u64,
+    /// Requests that wait at this moment, because their class has as many in flight as it may.
+    pub waiting: u64,
+}
+
 /// A block device. All methods may be called from any thread.
 pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// Name for messages (a path, "ram", "sim").
@@ -177,6 +190,11 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// Starts `requests`; the order of the result is the order of the requests. Never waits for the medium:
     /// what is too much for the device at once waits its turn.
     fn submit(&self, requests: Vec<Request>) -> Vec<Pending>;
+
+    /// What the engine behind it has done so far; all zero if it has none that counts.
+    fn engine_counts(&self) -> EngineCounts {
+        EngineCounts::default()
+    }
 
     /// Tells the device of memory that many requests will read into or write from, so that each of them costs
     /// less (registered buffers of io_uring, memory regions of RDMA). `None`: the device has no use for it. Requests
@@ -245,6 +263,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
         (**self).submit(requests)
+    }
+    fn engine_counts(&self) -> EngineCounts {
+        (**self).engine_counts()
     }
     unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {
         // SAFETY: the caller answers for the memory.

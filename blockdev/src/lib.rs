@@ -17,9 +17,9 @@ mod sparse;
 
 pub use aligned::{AlignedBuf, BufOwner};
 pub use device::{
-    BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Registration,
-    Request,
+    BlockDevice, Capabilities, Completion, DeviceError, EngineCounts, ErrorKind, IoClass, Op, Pending,
+    Registration, Request,
 };
-pub use file::{Direct, Engine, EngineCounts, FileDevice, OpenError, OpenOptions};
+pub use file::{Direct, Engine, FileDevice, OpenError, OpenOptions};
 pub use ram::RamDevice;
 pub use recorder::Recorder;

@@ -162,10 +162,11 @@ fn device(s: &Status) -> String {
     let cached = if d.direct { "past the host's cache" } else { "THROUGH THE HOST'S CACHE" };
     let volatile = if d.volatile_write_cache { "volatile" } else { "no volatile" };
     format!(
-        "{}, sectors of {}, {cached}, {volatile} write cache, {} requests under way",
+        "{}, sectors of {}, {cached}, {volatile} write cache, {} requests under way, {} of them waiting",
         size::show(d.size_bytes),
         size::show(d.sector_bytes),
-        d.in_flight
+        d.in_flight,
+        d.waiting
     )
 }
 

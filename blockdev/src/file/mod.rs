@@ -28,8 +28,8 @@ pub use open::OpenError;
 
 use crate::check::{Shape, admit, failed};
 use crate::{
-    BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Registration,
-    Request,
+    BlockDevice, Capabilities, Completion, DeviceError, EngineCounts, ErrorKind, IoClass, Op, Pending,
+    Registration, Request,
 };
 use direct::Target;
 use open::Opened;
@@ -105,19 +105,6 @@ pub struct FileDevice {
     read_only: bool,
 }
 
-/// What a device's engine has done so far. All zero without io_uring.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineCounts {
-    /// Requests in memory that was registered: see [`BlockDevice::register_memory`].
-    pub fixed: u64,
-    /// How often a waiter has spun for a result.
-    pub spins: u64,
-    /// How often not in vain.
-    pub spins_hit: u64,
-    /// Requests that wait at this moment, because their class has as many in flight as it may.
-    pub waiting: u64,
-}
-
 enum Batches {
     Ring(Arc<Ring>),
     Pool(Pool),
@@ -153,14 +140,6 @@ impl FileDevice {
         match self.engine {
             Batches::Ring(_) => Engine::Uring,
             Batches::Pool(_) => Engine::Pread,
-        }
-    }
-
-    /// What the engine has done so far.
-    pub fn engine_counts(&self) -> EngineCounts {
-        match &self.engine {
-            Batches::Ring(ring) => ring.counts(),
-            Batches::Pool(_) => EngineCounts::default(),
         }
     }
 
@@ -264,6 +243,13 @@ impl BlockDevice for FileDevice {
                 Ok(transfer) => direct::run(&self.target, transfer),
                 Err(_discard) => direct::discard(&self.target, shape),
             },
+        }
+    }
+
+    fn engine_counts(&self) -> EngineCounts {
+        match &self.engine {
+            Batches::Ring(ring) => ring.counts(),
+            Batches::Pool(_) => EngineCounts::default(),
         }
     }
 

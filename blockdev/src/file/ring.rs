@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 use io_uring::{IoUring, Probe, opcode};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::Completion;
+use crate::{Completion, EngineCounts};
 
 use super::classes::{Classes, LIMITS, depth};
 use super::direct::Target;
@@ -333,10 +333,10 @@ impl Ring {
     }
 
     /// What the engine has done so far.
-    pub(super) fn counts(&self) -> super::EngineCounts {
+    pub(super) fn counts(&self) -> EngineCounts {
         let (spins, spins_hit) = self.poller.counts();
         let waiting = self.state.lock().classes.waiting() as u64;
-        super::EngineCounts { fixed: self.fixed.load(Ordering::Relaxed), spins, spins_hit, waiting }
+        EngineCounts { fixed: self.fixed.load(Ordering::Relaxed), spins, spins_hit, waiting }
     }
 }
 

@@ -32,8 +32,8 @@ pub use seqfile::SeqFile;
 
 use crate::check::{Shape, admit, failed};
 use crate::{
-    AlignedBuf, BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending,
-    Registration, Request,
+    AlignedBuf, BlockDevice, Capabilities, Completion, DeviceError, EngineCounts, ErrorKind, IoClass, Op,
+    Pending, Registration, Request,
 };
 use writer::{Unsettled, Writer, kind_of, seq_path};
 
@@ -213,6 +213,10 @@ impl<D: BlockDevice> BlockDevice for Recorder<D> {
             Ok(mut started) => self.log.finish(started.pop().flatten(), self.device.execute(request)),
             Err(error) => self.log.refuse(request, &error),
         }
+    }
+
+    fn engine_counts(&self) -> EngineCounts {
+        self.device.engine_counts()
     }
 
     unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {

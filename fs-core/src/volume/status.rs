@@ -1,6 +1,6 @@
 //! How a mounted volume is doing.
 
-use blockdev::Capabilities;
+use blockdev::{Capabilities, EngineCounts};
 
 use super::Volume;
 use crate::stats::{SlowSync, StatsValues};
@@ -96,6 +96,11 @@ impl Volume {
     /// What the device can do. Never blocks.
     pub fn device_capabilities(&self) -> Capabilities {
         self.device.capabilities()
+    }
+
+    /// What the engine behind the device has done since it was opened. Never blocks.
+    pub fn device_engine_counts(&self) -> EngineCounts {
+        self.device.engine_counts()
     }
 
     /// Latencies since the mount, by stage, call and class of file.

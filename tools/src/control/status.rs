@@ -137,6 +137,14 @@ pub struct Device {
     pub volatile_write_cache: bool,
     /// Requests under way.
     pub in_flight: u64,
+    /// Those of them that wait, because enough of their class are with the device.
+    pub waiting: u64,
+    /// Requests since the mount whose memory the device knew already.
+    pub in_registered_memory: u64,
+    /// How often somebody has spun for a result since the mount.
+    pub spins: u64,
+    /// How often not in vain.
+    pub spins_hit: u64,
     /// By kind.
     pub requests: Vec<DeviceRequests>,
 }

@@ -102,6 +102,7 @@ impl Observed {
 
     fn device_status(&self, kinds: &[KindValues], earlier: Option<&Snapshot>) -> Device {
         let capabilities = self.volume.device_capabilities();
+        let engine = self.volume.device_engine_counts();
         let requests = kinds.iter().enumerate().map(|(i, kind)| DeviceRequests {
             name: kind.name.into(),
             bytes: kind.bytes,
@@ -117,6 +118,10 @@ impl Observed {
             direct: capabilities.direct,
             volatile_write_cache: capabilities.volatile_write_cache,
             in_flight: self.device.in_flight(),
+            waiting: engine.waiting,
+            in_registered_memory: engine.fixed,
+            spins: engine.spins,
+            spins_hit: engine.spins_hit,
             requests: requests.collect(),
         }
     }

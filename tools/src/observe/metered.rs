@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
-use blockdev::{BlockDevice, Capabilities, Completion, DeviceError, Op, Pending, Registration, Request};
+use blockdev::{
+    BlockDevice, Capabilities, Completion, DeviceError, EngineCounts, Op, Pending, Registration, Request,
+};
 use fs_core::stats::{Histogram, HistogramValues};
 
 /// Kinds of requests, with their names.
@@ -134,6 +136,10 @@ impl<D: BlockDevice> BlockDevice for Metered<D> {
             })
         };
         running.into_iter().zip(pending).map(wait).collect()
+    }
+
+    fn engine_counts(&self) -> EngineCounts {
+        self.inner.engine_counts()
     }
 
     unsafe fn register_memory(&self, start: NonNull<u8>, len: usize) -> Option<Registration> {

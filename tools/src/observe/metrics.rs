@@ -189,6 +189,28 @@ fn device(page: &mut Page, observed: &Observed) {
         "Requests to the device under way.",
         observed.device.in_flight(),
     );
+    let engine = observed.volume.device_engine_counts();
+    page.gauge(
+        "dbfs_device_requests_waiting",
+        "Requests that wait because enough of their class are with the device.",
+        engine.waiting,
+    );
+    for (name, help, value) in [
+        (
+            "dbfs_device_requests_in_registered_memory_total",
+            "Requests whose memory the device knew.",
+            engine.fixed,
+        ),
+        ("dbfs_device_spins_total", "How often somebody has spun for a result.", engine.spins),
+        (
+            "dbfs_device_spins_hit_total",
+            "How often somebody has spun for a result not in vain.",
+            engine.spins_hit,
+        ),
+    ] {
+        page.family(name, "counter", help);
+        page.sample(name, &[], value);
+    }
     page.family("dbfs_device_bytes_total", "counter", "Bytes that the device has transferred or discarded.");
     for kind in &kinds {
         page.sample("dbfs_device_bytes_total", &[("op", kind.name)], kind.bytes);
