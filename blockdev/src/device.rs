@@ -227,13 +227,19 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// others ignore it. Never fails, never blocks on the medium.
     fn mark(&self, _name: &str) {}
 
-    /// Submits one request and waits for it.
+    /// Submits one request and waits for it. Devices may have a shorter way for that.
     fn execute(&self, request: Request) -> Completion {
         let mut pending = self.submit(vec![request]);
         match pending.pop() {
             Some(p) => p.wait(),
             None => unreachable!("submit returns one pending entry per request"),
         }
+    }
+
+    /// Submits requests and waits for all of them; the results are in their order. Devices may have a shorter way
+    /// for that.
+    fn execute_all(&self, requests: Vec<Request>) -> Vec<Completion> {
+        self.submit(requests).into_iter().map(Pending::wait).collect()
     }
 
     /// Reads into `buf` and waits.
@@ -282,6 +288,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn execute(&self, request: Request) -> Completion {
         (**self).execute(request)
+    }
+    fn execute_all(&self, requests: Vec<Request>) -> Vec<Completion> {
+        (**self).execute_all(requests)
     }
 }
 

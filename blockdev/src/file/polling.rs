@@ -2,8 +2,8 @@
 //!
 //! Sleeping costs the switch to another thread and the way back: on small virtual machines 20 to 40 us, more
 //! than a fast device needs for a page. Spinning costs the processor for as long as it lasts. So a waiter spins
-//! only if completions have lately come within [`LONGEST`], what sleeping costs at least, and only so long. Where they do not, as on
-//! most devices, one wait in [`PROBE`] spins to see whether that is still so.
+//! only if completions have lately come within [`LONGEST`], what sleeping costs at least, and only so long. Where they
+//! do not, as on most devices, one wait in [`PROBE`] spins to see whether that is still so.
 //!
 //! On one processor it never does: nothing would complete meanwhile.
 
@@ -43,11 +43,8 @@ impl Poller {
         }
     }
 
-    /// Spins until `there`, if that is worth it. True: it is there.
+    /// Spins until `there`, for a while. True: it is there.
     pub(super) fn spin(&self, there: impl Fn() -> bool) -> bool {
-        if !self.is_worth_it() {
-            return false;
-        }
         let start = Instant::now();
         loop {
             if there() {
@@ -62,7 +59,8 @@ impl Poller {
         }
     }
 
-    fn is_worth_it(&self) -> bool {
+    /// Whether who waits now should spin first.
+    pub(super) fn is_worth_it(&self) -> bool {
         if !self.allowed {
             return false;
         }
@@ -101,17 +99,17 @@ mod tests {
     #[test]
     fn a_slow_device_is_tried_now_and_then_only() {
         let poller = poller();
-        assert_eq!((0..10 * PROBE).filter(|_| poller.spin(|| false)).count(), 0);
+        assert_eq!((0..10 * PROBE).filter(|_| poller.is_worth_it() && poller.spin(|| false)).count(), 0);
         assert_eq!(poller.counts(), (10, 0));
     }
 
     #[test]
     fn a_fast_device_is_spun_for_until_it_is_slow() {
         let poller = poller();
-        let fast = (0..5 * PROBE).filter(|_| poller.spin(|| true)).count();
+        let fast = (0..5 * PROBE).filter(|_| poller.is_worth_it() && poller.spin(|| true)).count();
         assert!(fast > PROBE as usize, "it has been noticed: {fast}");
         let (before, _) = poller.counts();
-        (0..PROBE).for_each(|_| assert!(!poller.spin(|| false)));
+        (0..PROBE).for_each(|_| assert!(!(poller.is_worth_it() && poller.spin(|| false))));
         let in_vain = poller.counts().0 - before;
         assert!(in_vain < 8, "it has been noticed: {in_vain}");
     }
@@ -119,7 +117,7 @@ mod tests {
     #[test]
     fn not_allowed_is_never() {
         let poller = Poller::new(false);
-        (0..2 * PROBE).for_each(|_| assert!(!poller.spin(|| true)));
+        (0..2 * PROBE).for_each(|_| assert!(!poller.is_worth_it()));
         assert_eq!(poller.counts(), (0, 0));
     }
 }

@@ -96,6 +96,20 @@ impl Ring {
 
     /// Starts transfers, or queues them behind others of their class. Never waits for the device.
     pub(super) fn submit(&self, transfers: Vec<Transfer>) -> Vec<Arc<Ticket>> {
+        let tickets = self.queue(transfers);
+        self.enter(0);
+        tickets
+    }
+
+    /// Runs transfers and waits for all of them.
+    pub(super) fn execute(&self, transfers: Vec<Transfer>) -> Vec<Completion> {
+        // Who waits submits what is queued: both are one system call.
+        let tickets = self.queue(transfers);
+        tickets.iter().map(|ticket| self.wait(ticket)).collect()
+    }
+
+    /// Puts as many transfers as their classes may have into the submission queue.
+    fn queue(&self, transfers: Vec<Transfer>) -> Vec<Arc<Ticket>> {
         let mut tickets = Vec::with_capacity(transfers.len());
         let mut state = self.state.lock();
         for mut transfer in transfers {
@@ -118,7 +132,6 @@ impl Ring {
             self.pass_the_lead(&state);
         }
         drop(self.dispatch(state));
-        self.enter(0);
         tickets
     }
 
@@ -130,7 +143,12 @@ impl Ring {
                 self.pass_the_lead(&state);
                 return completion;
             }
-            if state.led {
+            if state.led && self.has_queued() {
+                // The leader may be asleep in the kernel, and know nothing of it.
+                drop(state);
+                self.enter(0);
+                state = self.state.lock();
+            } else if state.led {
                 state.followers.push(ticket.clone());
                 ticket.wake.wait(&mut state);
                 state.followers.retain(|f| !Arc::ptr_eq(f, ticket));
@@ -154,14 +172,23 @@ impl Ring {
         state.led = true;
         if !self.has_completions() {
             drop(state);
-            if !self.poller.spin(|| self.has_completions()) {
-                self.enter(1);
-            }
+            self.sleep_or_spin();
             state = self.state.lock();
         }
         state = self.reap(state);
         state.led = false;
         state
+    }
+
+    /// Submits what is queued, and waits until something completes.
+    fn sleep_or_spin(&self) {
+        if self.poller.is_worth_it() {
+            self.enter(0);
+            if self.poller.spin(|| self.has_completions()) {
+                return;
+            }
+        }
+        self.enter(1);
     }
 
     fn has_completions(&self) -> bool {

@@ -193,11 +193,10 @@ impl Volume {
             })
             .collect();
         let loading = (!runs.is_empty()).then(|| self.stats.time_for(Stage::Load, inode.usage.class()));
-        let pending = self.device.submit(requests);
+        let done = self.device.execute_all(requests);
         let mut out: Vec<Option<AlignedBuf>> = (0..wanted.len()).map(|_| None).collect();
         let mut error = None;
-        for (run, pending) in runs.iter().zip(pending) {
-            let completion = pending.wait();
+        for (run, completion) in runs.iter().zip(done) {
             if let Err(e) = completion.result {
                 error.get_or_insert(FsError::from(e));
                 continue;

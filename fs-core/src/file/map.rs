@@ -12,7 +12,7 @@ use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
 use crate::stats::Stage;
 use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, PageNr};
-use crate::volume::{Flight, Volume, wait_all};
+use crate::volume::{Flight, Volume, check_all};
 
 /// New content of a page, in memory that nobody else can change.
 pub(crate) struct PageImage {
@@ -126,7 +126,7 @@ impl Volume {
         class: IoClass,
     ) -> Result<Vec<WrittenRun>> {
         let (requests, written) = requests_for(images, placed, class, false);
-        let outcome = wait_all(self.device.submit(requests));
+        let outcome = check_all(self.device.execute_all(requests));
         self.note_unflushed(self.count_data(placed));
         if let Err(e) = outcome {
             placed.iter().for_each(|p| self.quarantine(p.run));

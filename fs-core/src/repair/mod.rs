@@ -41,7 +41,7 @@ use crate::error::{FsError, Result};
 use crate::format::Superblock;
 use crate::fsck::{BlockSet, CheckOptions, check_and_name, misplaced_slots, read_copy};
 use crate::types::{BlockNr, BlockRun, Epoch, Ino, NODE_BLOCKS};
-use crate::volume::{Draining, read_superblock, wait_all};
+use crate::volume::{Draining, check_all, read_superblock};
 use fix::{Fix, Moment};
 use gather::Gather;
 use report::Log;
@@ -199,7 +199,7 @@ fn write_all(device: &dyn BlockDevice, blocks: Vec<(BlockNr, AlignedBuf)>) -> Re
     while requests.peek().is_some() {
         let some = requests.by_ref().take(IN_FLIGHT);
         let some = some.map(|(at, bufs)| Request::write(at, bufs, false, IoClass::Background)).collect();
-        wait_all(device.submit(some))?;
+        check_all(device.execute_all(some))?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blockdev::{IoClass, Pending, Request};
+use blockdev::{Completion, IoClass, Pending, Request};
 use parking_lot::{Condvar, Mutex};
 
 use super::Volume;
@@ -269,7 +269,7 @@ impl Volume {
         if mutants::active(Mutant::FlushBeforeRecord) {
             self.device.flush()?;
         }
-        let written = wait_all(self.device.submit(requests));
+        let written = check_all(self.device.execute_all(requests));
         if mutants::active(Mutant::FlushBeforeData) {
             self.device.flush()?;
         }
@@ -368,13 +368,12 @@ fn land(batches: &[Batch]) -> Lost {
 
 /// Waits for all; the first error, if any, after all have completed.
 pub(crate) fn wait_all(pending: Vec<Pending>) -> Result<()> {
-    let mut first_error = None;
-    for p in pending {
-        if let Err(e) = p.wait().result {
-            first_error.get_or_insert(e);
-        }
-    }
-    first_error.map_or(Ok(()), |e| Err(e.into()))
+    check_all(pending.into_iter().map(Pending::wait).collect())
+}
+
+/// The first error of completed requests, if any.
+pub(crate) fn check_all(done: Vec<Completion>) -> Result<()> {
+    done.into_iter().try_for_each(|completion| Ok(completion.result?))
 }
 
 impl Batch {

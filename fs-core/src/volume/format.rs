@@ -3,7 +3,7 @@
 use blockdev::{AlignedBuf, BlockDevice, IoClass, Request};
 use uuid::Uuid;
 
-use super::commit::wait_all;
+use super::commit::check_all;
 use super::journal_area::JournalAreas;
 use crate::env::Env;
 use crate::error::{FsError, Result};
@@ -130,7 +130,7 @@ fn zero(device: &dyn BlockDevice, start: BlockNr, blocks: u64) -> Result<()> {
             Request::write(start.plus(at).offset(), vec![buf], false, IoClass::Data)
         })
         .collect();
-    wait_all(device.submit(requests))
+    check_all(device.execute_all(requests))
 }
 
 /// Epoch 1 makes the root directory and ends: the first mount recovers it from its journal.

@@ -165,6 +165,13 @@ impl<D: BlockDevice> BlockDevice for Metered<D> {
         running.end(&completion);
         completion
     }
+
+    fn execute_all(&self, requests: Vec<Request>) -> Vec<Completion> {
+        let running: Vec<Running> = requests.iter().map(|r| Running::new(&self.stats, &r.op)).collect();
+        let done = self.inner.execute_all(requests);
+        running.into_iter().zip(&done).for_each(|(running, completion)| running.end(completion));
+        done
+    }
 }
 
 #[cfg(test)]
