@@ -53,6 +53,11 @@ impl AlignedBuf {
         Self { ptr, len, owner: Some((owner, nr)) }
     }
 
+    /// Whose memory it is, and its number there, if it was made by [`Self::owned_by`].
+    pub fn lent_by(&self) -> Option<(&Arc<dyn BufOwner>, u32)> {
+        self.owner.as_ref().map(|(owner, nr)| (owner, *nr))
+    }
+
     /// A copy of `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Self {
         let mut buf = Self::zeroed(bytes.len());

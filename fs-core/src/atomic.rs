@@ -13,11 +13,15 @@ pub(crate) trait AtomicWord {
     fn fetch_and(&self, bits: u64) -> u64;
     fn fetch_add(&self, n: u64) -> u64;
     fn fetch_sub(&self, n: u64) -> u64;
+    /// What was changed before is seen by whoever sees what is changed after, whatever that is.
+    fn fence_release();
+    /// Pairs with [`Self::fence_release`]: what was read before has been acquired.
+    fn fence_acquire();
 }
 
 /// Implements [`AtomicWord`]: one text, so that a model checker tries the very orderings in use.
 macro_rules! atomic_word {
-    ($atomic:ty) => {
+    ($atomic:ty, $fence:path) => {
         impl $crate::atomic::AtomicWord for $atomic {
             fn new(value: u64) -> Self {
                 <$atomic>::new(value)
@@ -43,15 +47,21 @@ macro_rules! atomic_word {
             fn fetch_sub(&self, n: u64) -> u64 {
                 self.fetch_sub(n, Ordering::AcqRel)
             }
+            fn fence_release() {
+                $fence(Ordering::Release);
+            }
+            fn fence_acquire() {
+                $fence(Ordering::Acquire);
+            }
         }
     };
 }
-atomic_word!(AtomicU64);
+atomic_word!(AtomicU64, std::sync::atomic::fence);
 
 /// The model checker's.
 #[cfg(test)]
 mod loom_word {
     use loom::sync::atomic::{AtomicU64, Ordering};
 
-    atomic_word!(AtomicU64);
+    atomic_word!(AtomicU64, loom::sync::atomic::fence);
 }

@@ -18,13 +18,15 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 
 use blockdev::{AlignedBuf, BlockDevice, BufOwner, Registration};
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::memfd;
 
 /// Bytes of a segment.
 const SEGMENT: usize = 32 << 20;
@@ -89,10 +91,24 @@ impl Arena {
         };
         let start = state.start_of(slot, memory.page_bytes);
         drop(state);
+        // Another process may still be reading the page that was here before: whoever sees a byte of the next one
+        // sees that the frame had been closed.
+        fence(Ordering::Release);
         // SAFETY: the slot's bytes are mapped until the memory is dropped, which the buffer as its owner prevents;
         // they are aligned, have been initialised by the kernel, and nobody else has the slot until it is given
         // back.
         unsafe { AlignedBuf::owned_by(start, memory.page_bytes, memory.clone(), slot) }
+    }
+
+    /// The number of the slot that a page is in, if it is one of this arena's.
+    pub(super) fn slot_of(&self, page: &AlignedBuf) -> Option<u32> {
+        let (owner, slot) = page.lent_by()?;
+        std::ptr::addr_eq(Arc::as_ptr(owner), Arc::as_ptr(&self.memory)).then_some(slot)
+    }
+
+    /// The file, to be given to another process, if there is one.
+    pub(super) fn read_only(&self) -> Option<OwnedFd> {
+        memfd::read_only(self.memory.state.lock().file()?).ok()
     }
 
     /// Changes the number of pages that it keeps memory for. What is too much and not in use goes at once.
@@ -156,24 +172,16 @@ impl State {
     }
 
     fn back(&self, start: NonNull<u8>, bytes: usize, first: u32, page_bytes: usize) -> bool {
-        // SAFETY: the bytes are in a segment, and populating changes none of them.
-        let outcome =
-            unsafe { rustix::mm::madvise(start.as_ptr().cast(), bytes, Advice::LinuxPopulateWrite) };
-        match (outcome, &self.file) {
-            // Linux before 5.14.
-            (Err(Errno::INVAL), Some(file)) => {
-                let offset = u64::from(first) * page_bytes as u64;
-                rustix::fs::fallocate(file, FallocateFlags::empty(), offset, bytes as u64).is_ok()
-            }
-            (outcome, _) => outcome.is_ok(),
-        }
+        let Some(file) = &self.file else { return false };
+        // SAFETY: the bytes are in a segment.
+        unsafe { memfd::back(file, u64::from(first) * page_bytes as u64, start, bytes) }
     }
 
-    /// The slots of a new segment.
-    fn add_segment(&mut self, page_bytes: usize) -> Option<Range<u32>> {
+    /// The file, made if it is the first time that it is asked for.
+    fn file(&mut self) -> Option<&OwnedFd> {
         if !self.started {
             self.started = true;
-            self.file = match shared_memory() {
+            self.file = match memfd::create("dbfs-pages") {
                 Ok(file) => Some(file),
                 Err(e) => {
                     tracing::warn!(error = %e, "no shared memory for the page cache: it is in ordinary memory");
@@ -181,10 +189,16 @@ impl State {
                 }
             };
         }
+        self.file.as_ref()
+    }
+
+    /// The slots of a new segment.
+    fn add_segment(&mut self, page_bytes: usize) -> Option<Range<u32>> {
         let per_segment = (SEGMENT / page_bytes) as u32;
         let first = u32::try_from(self.segments.len()).ok()?.checked_mul(per_segment)?;
         let end = first.checked_add(per_segment)?;
-        let segment = Segment::new(self.file.as_ref()?, self.segments.len()).ok()?;
+        let nr = self.segments.len();
+        let segment = Segment::new(self.file()?, nr).ok()?;
         self.segments.push(segment);
         Some(first..end)
     }
@@ -216,14 +230,6 @@ impl State {
             }
         }
     }
-}
-
-/// An empty file of shared memory that never shrinks.
-fn shared_memory() -> rustix::io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = rustix::fs::memfd_create("dbfs-pages", flags)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK)?;
-    Ok(file)
 }
 
 /// A part of the file, mapped.
@@ -317,9 +323,10 @@ impl fmt::Debug for Segment {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use blockdev::{Capabilities, Pending, RamDevice, Request};
+    use rustix::fs::SealFlags;
 
     use super::*;
 
@@ -400,6 +407,17 @@ mod tests {
         let mut page = arena.page();
         page.fill(3);
         assert_eq!((page.len(), arena.backed_bytes()), (PAGE, 0));
+        assert!(arena.slot_of(&page).is_none() && arena.read_only().is_none());
+    }
+
+    /// A slot of another cache's arena must not be taken for one of this.
+    #[test]
+    fn only_its_own_pages_have_slots() {
+        let (arena, other) = (Arena::new(PAGE, 10), Arena::new(PAGE, 10));
+        let pages = [arena.page(), arena.page()];
+        assert_eq!(pages.each_ref().map(|page| arena.slot_of(page)), [Some(0), Some(1)]);
+        assert_eq!(pages.each_ref().map(|page| other.slot_of(page)), [None, None]);
+        assert_eq!(arena.slot_of(&AlignedBuf::zeroed(PAGE)), None);
     }
 
     /// A device that counts what it knows.

@@ -96,6 +96,8 @@ impl Flights {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::Incoming;
+    use super::super::index_file::ShardPlace;
     use super::super::policy::PolicyKind;
     use super::super::shard::Shard;
     use super::*;
@@ -121,13 +123,14 @@ mod tests {
         let flights = Flights::default();
         let landing = mine(&flights);
         let flight = theirs(&flights);
-        let shard = Shard::new(PolicyKind::default(), 16);
-        let frame = shard.insert(PAGE, 1, blockdev::AlignedBuf::zeroed(4096));
+        let shard = Shard::new(PolicyKind::default(), 16, ShardPlace::new(None, 0));
+        let buf = blockdev::AlignedBuf::zeroed(4096);
+        let frame = shard.insert(PAGE, 1, Incoming { buf, slot: None, veiled: false });
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| flight.wait());
             landing.land(frame.clone());
             let found = waiter.join().unwrap().unwrap();
-            assert!(std::ptr::eq(&*found, &*frame));
+            assert!(found.is(&frame));
         });
         drop(mine(&flights));
         assert!(flights.table.lock().is_empty());

@@ -6,25 +6,21 @@
 //! frame's page ([`super::identity`]), and to look again under the lock before it believes that a page is
 //! not there.
 
+use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use super::index_file::Region;
+use super::layout::{EMPTY, TABLES, entry, frame_of, tag_of};
 use super::policy::FrameNr;
 use crate::atomic::AtomicWord;
 
-/// Entries of the smallest table.
-const LEAST: usize = 64;
-/// Each table is twice the one before: the last has 2^32 entries.
-const TABLES: usize = 27;
-
-const EMPTY: u64 = 0;
-
-fn entry(tag: u32, frame: FrameNr) -> u64 {
-    u64::from(tag) << 32 | (u64::from(frame.0) + 1)
-}
-
-fn tag_of(entry: u64) -> u32 {
-    (entry >> 32) as u32
+/// Where the tables of an index are put.
+pub(super) trait Tables<W>: fmt::Debug + Send + Sync {
+    /// Table number `nr`, empty ([`super::layout::table_len`]). Asked for once for each.
+    fn make(&self, nr: usize) -> Region<W>;
+    /// From now on this table is looked into; it has all that is in the index.
+    fn switched(&self, nr: usize);
 }
 
 /// See the module. A model checker puts its own words in place of `W`.
@@ -32,7 +28,8 @@ fn tag_of(entry: u64) -> u32 {
 pub(super) struct Index<W = AtomicU64> {
     /// Those before the current one are not used any more, but somebody may still be reading them. All of
     /// them together are smaller than the current one.
-    tables: [OnceLock<Box<[W]>>; TABLES],
+    tables: [OnceLock<Region<W>>; TABLES],
+    place: Box<dyn Tables<W>>,
     current: AtomicUsize,
     /// Entries in the current table.
     len: AtomicUsize,
@@ -40,19 +37,20 @@ pub(super) struct Index<W = AtomicU64> {
 
 impl<W: AtomicWord> Index<W> {
     /// An empty one.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(place: Box<dyn Tables<W>>) -> Self {
         let new = Self {
             tables: std::array::from_fn(|_| OnceLock::new()),
+            place,
             current: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
         };
         new.table(0);
+        new.place.switched(0);
         new
     }
 
     fn table(&self, nr: usize) -> &[W] {
-        let make = || (0..LEAST << nr).map(|_| W::new(EMPTY)).collect();
-        self.tables[nr].get_or_init(make)
+        self.tables[nr].get_or_init(|| self.place.make(nr))
     }
 
     fn current(&self) -> &[W] {
@@ -70,7 +68,7 @@ impl<W: AtomicWord> Index<W> {
                 return None;
             }
             if tag_of(word) == tag
-                && let Some(result) = found(FrameNr(word as u32 - 1))
+                && let Some(result) = frame_of(word).and_then(|nr| found(FrameNr(nr)))
             {
                 return Some(result);
             }
@@ -84,14 +82,14 @@ impl<W: AtomicWord> Index<W> {
         if len * 2 > self.current().len() {
             self.grow();
         }
-        put(self.current(), entry(tag, frame));
+        put(self.current(), entry(tag, frame.0));
     }
 
     /// Takes a frame out. The caller holds the shard's lock.
     pub(super) fn remove(&self, tag: u32, frame: FrameNr) {
         let table = self.current();
         let mask = table.len() - 1;
-        let wanted = entry(tag, frame);
+        let wanted = entry(tag, frame.0);
         let places = (0..table.len()).map(|i| (tag as usize + i) & mask);
         let mut probed = places.map(|at| (at, table[at].load())).take_while(|(_, word)| *word != EMPTY);
         let Some((mut hole, _)) = probed.find(|(_, word)| *word == wanted) else { return };
@@ -120,6 +118,7 @@ impl<W: AtomicWord> Index<W> {
         let larger = self.table(current + 1);
         self.table(current).iter().map(W::load).filter(|word| *word != EMPTY).for_each(|w| put(larger, w));
         self.current.store(current + 1, Ordering::Release);
+        self.place.switched(current + 1);
     }
 }
 
@@ -139,6 +138,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::index_file::ShardPlace;
     use super::*;
 
     fn all(index: &Index, tag: u32) -> Vec<u32> {
@@ -157,7 +157,7 @@ mod tests {
         fn it_finds_what_is_in_it(ops in proptest::collection::vec((any::<bool>(), 0u32..12, 0u32..200), 1..600)) {
             // Few tags, at the end of the smallest table, so that runs wrap around.
             let tag = |n: u32| 58 + n % 12;
-            let index = Index::<AtomicU64>::new();
+            let index = Index::<AtomicU64>::new(Box::new(ShardPlace::new(None, 0)));
             let mut model: HashMap<u32, Vec<u32>> = HashMap::new();
             for (add, n, frame) in ops {
                 let frames = model.entry(tag(n)).or_default();

@@ -5,6 +5,9 @@ mod flights;
 mod frame;
 mod identity;
 mod index;
+mod index_file;
+mod layout;
+mod memfd;
 mod pages;
 pub mod policy;
 mod probe;
@@ -12,8 +15,9 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
+pub use pages::SharedCache;
 pub use probe::HitProbe;
 
 pub(crate) use flights::{Claim, Flight, Flights};
-pub(crate) use frame::{Frame, FrameData, FrameRef};
+pub(crate) use frame::{FrameData, FrameRef};
 pub(crate) use pages::PageCache;

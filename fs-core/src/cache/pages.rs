@@ -6,15 +6,18 @@
 //! lock, by holders of the inode's page range.
 //!
 //! Lock order: a shard's lock, then that of a frame's content, then that of the arena ([`super::arena`]), where the
-//! pages' memory is.
+//! pages' memory is, or that of the file of the index ([`super::index_file`]).
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blockdev::{AlignedBuf, BlockDevice};
 
 use super::arena::Arena;
-use super::frame::{FrameData, FrameRef};
+use super::frame::{FrameData, FrameRef, Incoming};
+use super::index_file::{IndexFile, ShardPlace};
+use super::layout::{MOST_SHARDS, shard_of};
 use super::policy::{PolicyKind, hash_page};
 use super::shard::Shard;
 use crate::types::{Ino, PageNr, PageSize};
@@ -23,8 +26,16 @@ use crate::types::{Ino, PageNr, PageSize};
 const MIN_SHARD_FRAMES: usize = 16;
 /// Frames that a shard may have in any case.
 const LEAST_FRAMES: usize = 4;
-/// Most shards.
-const MOST_SHARDS: usize = 1024;
+
+/// The files of a page cache, only to be read: for another process that may see every file of the volume, to find
+/// pages by itself.
+#[derive(Debug)]
+pub struct SharedCache {
+    /// The index and the frames' identities.
+    pub index: OwnedFd,
+    /// The pages.
+    pub pages: OwnedFd,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -34,6 +45,8 @@ pub(crate) struct PageCache {
     capacity: AtomicUsize,
     page_size: PageSize,
     arena: Arena,
+    /// Where the shards' indexes are, if others may see them.
+    index: Option<Arc<IndexFile>>,
     dirty_pages: AtomicUsize,
     inline_pages: AtomicUsize,
 }
@@ -44,11 +57,14 @@ impl PageCache {
         let frames = capacity / page_size.bytes();
         let shards = shards.min(frames / MIN_SHARD_FRAMES).clamp(1, MOST_SHARDS);
         let per_shard = (frames / shards).max(LEAST_FRAMES);
+        let index = IndexFile::create(page_size.bytes(), shards);
+        let shard = |nr| Shard::new(kind, per_shard, ShardPlace::new(index.clone(), nr));
         Self {
-            shards: (0..shards).map(|_| Shard::new(kind, per_shard)).collect(),
+            shards: (0..shards).map(shard).collect(),
             capacity: AtomicUsize::new(capacity),
             page_size,
             arena: Arena::new(page_size.bytes(), frames),
+            index,
             dirty_pages: AtomicUsize::new(0),
             inline_pages: AtomicUsize::new(0),
         }
@@ -63,8 +79,7 @@ impl PageCache {
     /// Its shard, and the page's hash.
     fn shard(&self, ino: Ino, page: PageNr) -> (&Shard, u64) {
         let hash = hash_page(ino.0, page.0);
-        // The policies use the other bits.
-        (&self.shards[(hash >> 20) as usize % self.shards.len()], hash)
+        (&self.shards[shard_of(hash, self.shards.len())], hash)
     }
 
     /// Capacity in bytes.
@@ -95,6 +110,19 @@ impl PageCache {
         page
     }
 
+    /// The files that other processes may map. `None`: it is not in shared memory.
+    pub(crate) fn shared(&self) -> Option<SharedCache> {
+        let index = self.index.as_ref()?.read_only().ok()?;
+        Some(SharedCache { index, pages: self.arena.read_only()? })
+    }
+
+    /// From now on other processes find nothing in it.
+    pub(crate) fn stop_sharing(&self) {
+        if let Some(index) = &self.index {
+            index.close();
+        }
+    }
+
     /// Pages in it.
     pub(crate) fn resident_pages(&self) -> usize {
         self.shards.iter().map(|shard| shard.len()).sum()
@@ -108,8 +136,19 @@ impl PageCache {
 
     /// Adds a clean page; if somebody else was faster, theirs is kept and returned.
     pub(crate) fn insert(&self, ino: Ino, page: PageNr, buf: AlignedBuf) -> FrameRef {
+        self.enter(ino, page, buf, false)
+    }
+
+    /// Adds a page of zeros that the caller, who has its range exclusively, is about to write to. Other processes do
+    /// not find it before that.
+    pub(crate) fn insert_blank(&self, ino: Ino, page: PageNr) -> FrameRef {
+        self.enter(ino, page, self.zeroed_page(), true)
+    }
+
+    fn enter(&self, ino: Ino, page: PageNr, buf: AlignedBuf, veiled: bool) -> FrameRef {
         let (shard, hash) = self.shard(ino, page);
-        shard.insert((ino, page), hash, buf)
+        let slot = self.arena.slot_of(&buf);
+        shard.insert((ino, page), hash, Incoming { buf, slot, veiled })
     }
 
     /// Forgets a page.
@@ -174,5 +213,12 @@ impl PageCache {
     /// Number of dirty pages.
     pub(crate) fn dirty_pages(&self) -> usize {
         self.dirty_pages.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for PageCache {
+    fn drop(&mut self) {
+        // Who has mapped it has it for as long as he wants.
+        self.stop_sharing();
     }
 }

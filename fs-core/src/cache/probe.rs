@@ -44,14 +44,14 @@ impl HitProbe {
     /// is no such page.
     pub fn copy_out(&self, page: u64, to: &mut [u8]) -> bool {
         let Some(frame) = self.cache.get(INO, PageNr(page)) else { return false };
-        to.copy_from_slice(&frame.data.read().buf);
+        to.copy_from_slice(frame.read().bytes());
         true
     }
 
     /// Lets `f` have the memory that the pages are in, to be copied without asking the cache.
     pub fn with_memory<R>(&self, f: impl FnOnce(&[&[u8]]) -> R) -> R {
-        let guards: Vec<_> = self.pins.iter().map(|frame| frame.data.read()).collect();
-        let memory: Vec<&[u8]> = guards.iter().map(|data| &data.buf[..]).collect();
+        let guards: Vec<_> = self.pins.iter().map(|frame| frame.read()).collect();
+        let memory: Vec<&[u8]> = guards.iter().map(|data| data.bytes()).collect();
         f(&memory)
     }
 }

@@ -3,11 +3,12 @@
 //! A hit takes no lock: it finds the frame in the index and pins it ([`super::identity`]). The lock is for
 //! pages that come and go, and for who has not found his page without it.
 
-use blockdev::AlignedBuf;
 use parking_lot::Mutex;
 
-use super::frame::{Frame, FrameRef, FrameTable};
+use super::frame::{FrameRef, FrameTable, Incoming};
 use super::index::Index;
+use super::index_file::ShardPlace;
+use super::layout::tag;
 use super::policy::{Clock, Counting, FrameNr, Frames, Policy, PolicyKind, TouchCount, hash_page};
 use crate::types::{Ino, PageNr};
 
@@ -17,12 +18,12 @@ const MOST_EVICTED: usize = 32;
 
 impl Frames for FrameTable {
     fn touches(&self, nr: FrameNr) -> &TouchCount {
-        &self.entry(nr).touches
+        &self.entry(nr).record.touches
     }
 
     /// Not if somebody works with it, or it is in its inode's list of what is not at home: both pin it.
     fn claim(&self, nr: FrameNr) -> bool {
-        self.entry(nr).identity.close_unpinned()
+        self.entry(nr).record.identity.close_unpinned()
     }
 }
 
@@ -54,18 +55,13 @@ struct Changing {
     capacity: usize,
 }
 
-/// The part of a page's hash that the index goes by.
-fn tag(hash: u64) -> u32 {
-    (hash >> 32) as u32
-}
-
 impl Shard {
-    /// An empty one.
-    pub(super) fn new(kind: PolicyKind, capacity: usize) -> Self {
+    /// An empty one, with its index in that place.
+    pub(super) fn new(kind: PolicyKind, capacity: usize, place: ShardPlace) -> Self {
         let policy = kind.make(capacity);
         Self {
-            index: Index::new(),
-            frames: FrameTable::new(),
+            index: Index::new(Box::new(place.clone())),
+            frames: FrameTable::new(place),
             counting: policy.counting(),
             clock: Clock::default(),
             orders_by_use: policy.orders_by_use(),
@@ -101,7 +97,7 @@ impl Shard {
     /// The page's frame. Counts as a use.
     pub(super) fn get(&self, key: (Ino, PageNr), hash: u64) -> Option<FrameRef> {
         if !self.orders_by_use
-            && let Some((_, frame)) = self.find(key, hash)
+            && let Some(frame) = self.index.find(tag(hash), |nr| self.frames.get(nr)?.pin(key))
         {
             self.touch(&frame);
             return Some(frame);
@@ -116,12 +112,12 @@ impl Shard {
         Some(frame)
     }
 
-    fn touch(&self, frame: &Frame) {
-        frame.touches.touch(self.clock.now(), self.counting);
+    fn touch(&self, frame: &FrameRef) {
+        frame.touches().touch(self.clock.now(), self.counting);
     }
 
     /// Adds a page with its hash; one that is there already is kept and returned.
-    pub(super) fn insert(&self, key: (Ino, PageNr), hash: u64, buf: AlignedBuf) -> FrameRef {
+    pub(super) fn insert(&self, key: (Ino, PageNr), hash: u64, page: Incoming) -> FrameRef {
         let mut changing = self.changing.lock();
         if let Some(present) = self.get_locked(&mut changing, key, hash) {
             return present;
@@ -132,8 +128,8 @@ impl Shard {
         let now = self.clock.tick(changing.policy.interval_length(changing.capacity));
         let nr = changing.free_frame();
         let frame = self.frames.entry(nr);
-        frame.touches.reset(now);
-        let pinned = frame.fill(key, buf);
+        frame.record.touches.reset(now);
+        let pinned = frame.fill(key, page);
         self.index.insert(tag(hash), nr);
         changing.resident += 1;
         changing.policy.enter(nr, hash);
@@ -153,7 +149,7 @@ impl Shard {
     pub(super) fn remove_from(&self, ino: Ino, from: PageNr) {
         let mut changing = self.changing.lock();
         for nr in (0..changing.made).map(FrameNr) {
-            let identity = &self.frames.entry(nr).identity;
+            let identity = &self.frames.entry(nr).record.identity;
             let key = identity.key();
             if identity.is_open() && key.0 == ino && key.1 >= from {
                 self.drop_page(&mut changing, nr);
@@ -165,7 +161,7 @@ impl Shard {
         changing.policy.leave(nr);
         self.unlist(changing, nr);
         let frame = self.frames.entry(nr);
-        if frame.identity.close() {
+        if frame.record.identity.close() {
             frame.vacate();
             changing.free.push(nr);
         } else {
@@ -175,7 +171,7 @@ impl Shard {
 
     /// Takes the page out of the index.
     fn unlist(&self, changing: &mut Changing, nr: FrameNr) {
-        let (ino, page) = self.frames.entry(nr).identity.key();
+        let (ino, page) = self.frames.entry(nr).record.identity.key();
         self.index.remove(tag(hash_page(ino.0, page.0)), nr);
         changing.resident -= 1;
     }
@@ -185,7 +181,7 @@ impl Shard {
         let Changing { orphans, free, .. } = changing;
         orphans.retain(|nr| {
             let frame = self.frames.entry(*nr);
-            let used = frame.identity.is_pinned();
+            let used = frame.record.identity.is_pinned();
             if !used {
                 frame.vacate();
                 free.push(*nr);

@@ -71,14 +71,14 @@ impl Volume {
         let mut covered = 0;
         let mut bytes = 0;
         for (page, frame) in &frames {
-            let data = frame.data.read();
+            let data = frame.read();
             let Some((from, to)) = data.dirty else { continue };
             let start = self.page_size().start_of(*page);
             let to = to.min(size.saturating_sub(start) as usize);
             if from < to {
                 covered = start + to as u64;
                 bytes += to - from;
-                let data = data.buf[from..to].to_vec();
+                let data = data.bytes()[from..to].to_vec();
                 changes.push(Change::Inline { ino: inode.ino, offset: start + from as u64, data });
             }
         }
@@ -91,7 +91,7 @@ impl Volume {
         let pages = changes.len();
         self.apply_inline(inode, changes, covered)?;
         for (_, frame) in &frames {
-            let mut data = frame.data.write();
+            let mut data = frame.write();
             if data.dirty.take().is_some() {
                 self.cache.note_clean();
                 self.cache.set_inline(&mut data, true);
@@ -116,7 +116,7 @@ impl Volume {
     /// Number of pages in the range that have dirty bytes.
     pub(super) fn dirty_pages_in(&self, inode: &Inode, first: PageNr, last: PageNr) -> usize {
         let unhomed = inode.unhomed.lock();
-        unhomed.range(first..=last).filter(|(_, frame)| frame.data.read().dirty.is_some()).count()
+        unhomed.range(first..=last).filter(|(_, frame)| frame.read().dirty.is_some()).count()
     }
 
     /// The span of the dirty pages in the range and their number, if all of them together are small.
@@ -125,7 +125,7 @@ impl Volume {
         let mut span = None;
         let (mut bytes, mut pages) = (0, 0);
         for (page, frame) in unhomed.range(first..=last) {
-            if let Some((from, to)) = frame.data.read().dirty {
+            if let Some((from, to)) = frame.read().dirty {
                 bytes += to - from;
                 pages += 1;
                 span = Some((span.map_or(*page, |(lo, _)| lo), *page));

@@ -106,7 +106,7 @@ impl Volume {
         };
         list.iter().for_each(|patch| patch.apply(&mut buf));
         let frame = self.cache.insert(inode.ino, page, buf);
-        self.note_patched(&mut frame.data.write());
+        self.note_patched(&mut frame.write());
         inode.unhomed.lock().insert(page, frame.clone());
         self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
         patches.remove(inode.ino, page);

@@ -229,8 +229,8 @@ impl Volume {
         }
         let now = self.env.monotonic_ns();
         for part in parts {
-            let mut data = part.frame.data.write();
-            data.buf[part.from..part.to].fill(0);
+            let mut data = part.frame.write();
+            data.bytes_mut()[part.from..part.to].fill(0);
             self.mark_dirty(&mut data, part.from, part.to, now);
             match part.room {
                 Some(mut room) => room.settle_in(0, &mut data),

@@ -43,8 +43,8 @@ impl Volume {
         } else {
             let (frames, missed) = self.load_frames(inode, first, count)?;
             for (i, frame) in frames.iter().enumerate() {
-                let data = frame.data.read();
-                self.copy_page(offset, first.0 + i as u64, &data.buf, buf);
+                let data = frame.read();
+                self.copy_page(offset, first.0 + i as u64, data.bytes(), buf);
             }
             if missed {
                 self.read_ahead(inode, first, count);
@@ -74,7 +74,7 @@ impl Volume {
                 None => None,
             };
             if let Some(frame) = frame {
-                self.copy_page(offset, page.0, &frame.data.read().buf, buf);
+                self.copy_page(offset, page.0, frame.read().bytes(), buf);
                 *wanted = false;
             }
         }

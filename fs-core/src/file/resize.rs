@@ -135,8 +135,8 @@ impl Volume {
 
     /// Zeros the cut page in the cache; the open batch has the zeros as inline data.
     fn zero_cut(&self, inode: &Inode, cut: CutPage) {
-        let mut data = cut.frame.data.write();
-        data.buf[cut.at..].fill(0);
+        let mut data = cut.frame.write();
+        data.bytes_mut()[cut.at..].fill(0);
         data.dirty = match data.dirty {
             Some((from, to)) if from < cut.at => Some((from, to.min(cut.at))),
             Some(_) => {

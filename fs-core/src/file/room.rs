@@ -123,7 +123,7 @@ impl Volume {
         for page in (first.0..first.0 + count as u64).map(PageNr) {
             let needs = self.blocks_needed(page, size);
             let enough = unhomed.get(&page).is_some_and(|frame| {
-                let data = frame.data.read();
+                let data = frame.read();
                 let place = data.place.map_or(0, |run| run.len);
                 needs <= if until == Until::Home { place } else { data.covered.max(place) }
             });
@@ -132,7 +132,7 @@ impl Volume {
             }
         }
         let before = first.0.checked_sub(1).and_then(|p| unhomed.get(&PageNr(p)));
-        (lacking, before.and_then(|frame| frame.data.read().place.map(|run| run.end())))
+        (lacking, before.and_then(|frame| frame.read().place.map(|run| run.end())))
     }
 
     /// Blocks that a page of a file of `size` bytes needs.
@@ -170,7 +170,7 @@ impl Volume {
         for (image, entry) in images.iter().zip(&entries) {
             let needs = (image.buf.len() / BLOCK_SIZE) as u64;
             // The place of a dirty page comes free when this write replaces it.
-            let place = unhomed.get(&image.page).and_then(|f| f.data.read().place);
+            let place = unhomed.get(&image.page).and_then(|f| f.read().place);
             let has = entry.blocks().map_or(0, |b| u32::from(b.len)).max(place.map_or(0, |run| run.len));
             user += needs.saturating_sub(has.into());
             over += needs.min(has.into());
@@ -216,11 +216,11 @@ impl Volume {
         size: u64,
     ) -> Result<bool> {
         for (page, frame) in frames {
-            if frame.data.read().dirty.is_none() {
+            if frame.read().dirty.is_none() {
                 continue;
             }
             match self.hold_pages(inode, *page, *page, size, Until::Home) {
-                Ok(mut room) => room.settle_in(0, &mut frame.data.write()),
+                Ok(mut room) => room.settle_in(0, &mut frame.write()),
                 Err(e) if is_full(&e) => return Ok(false),
                 Err(e) => return Err(e),
             }
@@ -241,7 +241,7 @@ impl Volume {
             images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
         let place_of = |page: PageNr| {
             let at = frames.binary_search_by_key(&page, |(p, _)| *p).ok()?;
-            frames[at].1.data.read().place
+            frames[at].1.read().place
         };
         let mut placed: Vec<Placed> = Vec::new();
         let mut i = 0;

@@ -115,7 +115,7 @@ impl Volume {
         let old = size.min(page_end).saturating_sub(start) as usize;
         if old > 0 && (offset > start || end < start + old as u64) {
             let frame = self.load_frame(inode, page)?;
-            buf[..old].copy_from_slice(&frame.data.read().buf[..old]);
+            buf[..old].copy_from_slice(&frame.read().bytes()[..old]);
         }
         buf[(from - start) as usize..(to - start) as usize]
             .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
@@ -136,7 +136,7 @@ impl Volume {
         let gone: Vec<PageNr> = unhomed.range(first..=last).map(|(p, _)| *p).collect();
         for page in gone {
             if let Some(frame) = unhomed.remove(&page) {
-                self.settle_frame(&mut frame.data.write());
+                self.settle_frame(&mut frame.write());
             }
         }
         drop(unhomed);

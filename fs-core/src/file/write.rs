@@ -163,9 +163,9 @@ impl Volume {
             let start = page_size.start_of(page);
             let from = offset.max(start);
             let to = (offset + data.len() as u64).min(start + page_size.bytes() as u64);
-            let mut d = frame.data.write();
+            let mut d = frame.write();
             let (lo, hi) = ((from - start) as usize, (to - start) as usize);
-            d.buf[lo..hi].copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+            d.bytes_mut()[lo..hi].copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
             self.mark_dirty(&mut d, lo, hi, now_ns);
             room.settle_in(i, &mut d);
         }
@@ -213,13 +213,13 @@ impl Volume {
 
     /// An empty frame for a page of which no old byte survives.
     fn fresh_frame(&self, inode: &Inode, page: PageNr) -> FrameRef {
-        let frame = self.cache.insert(inode.ino, page, self.cache.zeroed_page());
+        let frame = self.cache.insert_blank(inode.ino, page);
         // Bytes that recovery found in the journal for this page are overwritten in memory. Until
         // the new ones are at home the journal has the only durable copy: as inline as before. A
         // checkpoint finds the page in one place or the other at any moment.
         let mut patches = self.patches.lock();
         if patches.get(inode.ino, page).is_some() {
-            self.note_patched(&mut frame.data.write());
+            self.note_patched(&mut frame.write());
             inode.unhomed.lock().insert(page, frame.clone());
             self.inodes.mark_dirty(inode.ino, self.env.monotonic_ns());
             patches.remove(inode.ino, page);

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use super::map::{PageImage, Placed, Unwritten};
 use super::room::is_full;
 use crate::alloc::{Hold, Purpose};
-use crate::cache::{Frame, FrameRef};
+use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
 use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
@@ -118,7 +118,7 @@ impl Volume {
             covered = start + valid as u64;
             let len = valid.next_multiple_of(BLOCK_SIZE);
             let mut buf = self.buffer_for(len);
-            buf.copy_from_slice(&frame.data.read().buf[..len]);
+            buf.copy_from_slice(&frame.read().bytes()[..len]);
             images.push(PageImage { page: *page, buf });
         }
         let n = images.len();
@@ -152,7 +152,7 @@ impl Volume {
         let mut hold = self.space.alloc.hold(0, Purpose::Overwrite)?;
         let mut shares = Vec::with_capacity(frames.len());
         for (_, frame) in frames {
-            let share = frame.data.write().hold.take();
+            let share = frame.write().hold.take();
             shares.push(share.as_ref().map(Hold::blocks));
             share.into_iter().for_each(|share| hold.merge(share));
         }
@@ -165,7 +165,7 @@ impl Volume {
         });
         if outcome.is_err() {
             for ((_, frame), share) in frames.iter().zip(shares) {
-                frame.data.write().hold = share.and_then(|n| hold.take(n.min(hold.blocks())));
+                frame.write().hold = share.and_then(|n| hold.take(n.min(hold.blocks())));
             }
         }
         outcome
@@ -176,7 +176,7 @@ impl Volume {
     fn leave_places(&self, frames: &[(PageNr, FrameRef)], placed: &[Placed]) {
         for (page, run) in placed.iter().filter(|p| p.own).flat_map(|p| p.pages_of(self.page_blocks())) {
             let Ok(at) = frames.binary_search_by_key(&page, |(p, _)| *p) else { continue };
-            if let Some(place) = frames[at].1.data.write().place.take()
+            if let Some(place) = frames[at].1.write().place.take()
                 && place.len > run.len
             {
                 self.free_place(BlockRun::new(run.end(), place.len - run.len));
@@ -189,7 +189,7 @@ impl Volume {
         let mut homed = 0;
         let mut unhomed = inode.unhomed.lock();
         for (page, frame) in frames {
-            homed += usize::from(self.settle_frame(&mut frame.data.write()));
+            homed += usize::from(self.settle_frame(&mut frame.write()));
             unhomed.remove(page);
         }
         homed
@@ -319,8 +319,8 @@ impl Volume {
     }
 }
 
-fn wants(frame: &Frame, which: Which) -> bool {
-    let data = frame.data.read();
+fn wants(frame: &FrameRef, which: Which) -> bool {
+    let data = frame.read();
     match which {
         Which::Dirty => data.dirty.is_some(),
         Which::DirtySince(limit) => data.dirty.is_some() && data.since_ns <= limit,

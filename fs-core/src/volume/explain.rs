@@ -68,7 +68,7 @@ impl Volume {
         {
             let unhomed = inode.unhomed.lock();
             for frame in unhomed.values() {
-                let data = frame.data.read();
+                let data = frame.read();
                 found.dirty_pages += u64::from(data.dirty.is_some());
                 found.journal_only_pages += u64::from(data.inline);
             }

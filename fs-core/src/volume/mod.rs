@@ -64,7 +64,7 @@ pub(crate) use slots::{Rows, best_slot, check_slot, has_served};
 pub use status::{CacheStatus, JournalStatus, VolumeStatus};
 
 use crate::cache::policy::PolicyKind;
-use crate::cache::{Flights, PageCache};
+use crate::cache::{Flights, PageCache, SharedCache};
 use crate::env::Env;
 use crate::error::Result;
 use crate::file::Prefetched;
@@ -225,6 +225,12 @@ impl Volume {
     pub fn set_cache_bytes(&self, bytes: usize) {
         self.cache.set_capacity(bytes);
         self.drop_ahead(self.most_ahead());
+    }
+
+    /// The files of the page cache, for a process that may read every file of the volume: see
+    /// [`SharedReader`](crate::cache::SharedReader). `None`: the cache is not in shared memory.
+    pub fn shared_cache(&self) -> Option<SharedCache> {
+        self.cache.shared()
     }
 
     /// Why the volume has stopped accepting changes (rule R6), if it has.

@@ -263,8 +263,10 @@ impl Volume {
     }
 
     /// Ends the mount: everything durable, a last checkpoint, so that the next mount finds nothing
-    /// to replay. The volume refuses further changes.
+    /// to replay. The volume refuses further changes, and other processes find nothing in its cache.
     pub fn shutdown(&self) -> Result<()> {
+        // The volume may be somebody else's next.
+        self.cache.stop_sharing();
         if self.read_only || self.closed.load(std::sync::atomic::Ordering::SeqCst) {
             return Ok(());
         }

@@ -6,7 +6,9 @@ use loom::sync::atomic::AtomicU64;
 use loom::thread;
 
 use super::super::identity::Identity;
-use super::super::index::Index;
+use super::super::index::{Index, Tables};
+use super::super::index_file::Region;
+use super::super::layout::{EMPTY, table_len};
 use super::super::policy::FrameNr;
 use crate::types::{Ino, PageNr};
 
@@ -21,6 +23,18 @@ struct Frame {
     content: UnsafeCell<u64>,
 }
 
+/// The model checker's words are in no shared memory.
+#[derive(Debug)]
+struct HeapTables;
+
+impl Tables<AtomicU64> for HeapTables {
+    fn make(&self, nr: usize) -> Region<AtomicU64> {
+        Region::on_heap((0..table_len(nr)).map(|_| AtomicU64::new(EMPTY)))
+    }
+
+    fn switched(&self, _nr: usize) {}
+}
+
 struct Cache {
     index: Index<AtomicU64>,
     frames: Vec<Frame>,
@@ -30,7 +44,8 @@ impl Cache {
     /// `frames` frames; page A is in the first, and nobody uses it.
     fn new(frames: usize) -> Arc<Self> {
         let frame = || Frame { identity: Identity::default(), content: UnsafeCell::new(0) };
-        let cache = Self { index: Index::new(), frames: (0..frames).map(|_| frame()).collect() };
+        let cache =
+            Self { index: Index::new(Box::new(HeapTables)), frames: (0..frames).map(|_| frame()).collect() };
         cache.enter(FrameNr(0), A);
         cache.frames[0].identity.unpin();
         Arc::new(cache)
@@ -49,7 +64,7 @@ impl Cache {
     fn enter(&self, nr: FrameNr, key: (Ino, PageNr)) {
         // SAFETY: loom checks that nobody reads or writes at the same time.
         self.frame(nr).content.with_mut(|content| unsafe { *content = key.1.0 });
-        self.frame(nr).identity.open(key);
+        self.frame(nr).identity.open(key, None, false);
         self.index.insert(TAG, nr);
     }
 
@@ -156,7 +171,7 @@ fn versions_never_go_back() {
     let identity = Identity::<std::sync::atomic::AtomicU64>::default();
     let mut before = identity.version();
     for key in [A, B, A] {
-        identity.open(key);
+        identity.open(key, None, false);
         assert!(identity.version() > before && identity.version() % 2 == 1);
         assert!(!identity.close_unpinned(), "it is pinned");
         identity.unpin();

@@ -1,2 +1,3 @@
 mod loom_pins;
+mod loom_shared;
 mod stress;

@@ -61,13 +61,14 @@ fn pinned_frames_keep_their_pages() {
                                 held.swap_remove(random(&mut state) as usize % held.len());
                             }
                             for (page, frame) in &held {
-                                let data = frame.data.read();
+                                let data = frame.read();
                                 assert!(
-                                    data.buf.len() == BYTES && data.buf.iter().all(|b| *b == page.0 as u8)
+                                    data.bytes().len() == BYTES
+                                        && data.bytes().iter().all(|b| *b == page.0 as u8)
                                 );
                             }
                             let found = cache.get(Ino(1), PageNr(PAGES)).expect("a pinned page is found");
-                            assert!(std::ptr::eq(&*found, &**kept));
+                            assert!(found.is(kept));
                         }
                     })
                 })
