@@ -1,6 +1,7 @@
 //! The page cache, and what decides which pages stay in it.
 
 mod arena;
+mod extents;
 mod flights;
 mod frame;
 mod identity;
@@ -12,11 +13,13 @@ mod pages;
 pub mod policy;
 mod probe;
 mod shard;
+mod shared_reader;
 #[cfg(test)]
 mod tests;
 
 pub use pages::SharedCache;
 pub use probe::HitProbe;
+pub use shared_reader::{Lookup, SharedReader};
 
 pub(crate) use flights::{Claim, Flight, Flights};
 pub(crate) use frame::{FrameData, FrameRef};

@@ -28,7 +28,7 @@ const MIN_SHARD_FRAMES: usize = 16;
 const LEAST_FRAMES: usize = 4;
 
 /// The files of a page cache, only to be read: for another process that may see every file of the volume, to find
-/// pages by itself.
+/// pages by itself ([`super::SharedReader`]).
 #[derive(Debug)]
 pub struct SharedCache {
     /// The index and the frames' identities.

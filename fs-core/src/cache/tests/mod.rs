@@ -1,3 +1,5 @@
+mod hostile;
 mod loom_pins;
 mod loom_shared;
+mod shared;
 mod stress;
