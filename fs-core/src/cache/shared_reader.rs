@@ -167,11 +167,38 @@ fn offset_in(word: &AtomicU64) -> Option<u64> {
 }
 
 /// Copies the bytes of a page that somebody may be changing, from `from` on: they may be old and new ones then, but
-/// that is all.
+/// that is all. So it must be no copy of which the compiler knows: one may assume that nobody changes the bytes.
 ///
 /// # Safety
 /// `page` is aligned to words, and readable up to `from + to.len()`.
 unsafe fn copy_out(page: NonNull<u8>, from: usize, to: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if to.len() >= LONG {
+        // SAFETY: as the caller says; the two do not overlap, as `to` is the caller's only.
+        unsafe {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") to.len() => _,
+                inout("rsi") page.as_ptr().add(from) => _,
+                inout("rdi") to.as_mut_ptr() => _,
+                options(nostack, preserves_flags)
+            );
+        }
+        return;
+    }
+    // SAFETY: as the caller says.
+    unsafe { copy_words(page, from, to) }
+}
+
+/// Bytes from which on the processor's own copy is the faster one.
+#[cfg(target_arch = "x86_64")]
+const LONG: usize = 512;
+
+/// As [`copy_out`], word by word.
+///
+/// # Safety
+/// As for [`copy_out`].
+unsafe fn copy_words(page: NonNull<u8>, from: usize, to: &mut [u8]) {
     let head = (from.next_multiple_of(WORD) - from).min(to.len());
     let (head, rest) = to.split_at_mut(head);
     let words_at = from + head.len();
@@ -187,4 +214,28 @@ unsafe fn copy_out(page: NonNull<u8>, from: usize, to: &mut [u8]) {
         unsafe { to.as_mut_ptr().cast::<u64>().write_unaligned(word.load(Ordering::Relaxed)) };
     }
     tail.iter_mut().zip(tail_at..).for_each(|(to, at)| *to = byte(at));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_the_bytes() {
+        let words: Vec<u64> = (0..1024u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        let page = NonNull::from(&words[..]).cast::<u8>();
+        // SAFETY: the words are as many bytes, initialised.
+        let bytes = unsafe { std::slice::from_raw_parts(page.as_ptr(), words.len() * WORD) };
+        for from in [0, 1, 7, 8, 13, 4000] {
+            for len in [0, 1, 5, 8, 9, 23, 64, 511, 512, 513, 4095, 4096] {
+                let (mut copy, mut by_words) = (vec![0xaa; len + 1], vec![0xaa; len + 1]);
+                // SAFETY: as many bytes as the page has.
+                unsafe {
+                    copy_out(page, from, &mut copy[..len]);
+                    copy_words(page, from, &mut by_words[..len]);
+                }
+                assert!(copy == by_words && copy[..len] == bytes[from..from + len] && copy[len] == 0xaa);
+            }
+        }
+    }
 }
