@@ -2,22 +2,20 @@
 //! flushes once (rules R4, R6, R7). Whatever becomes of the data, nobody sees it before it is there, and
 //! nothing acknowledged depends on it when it is lost.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use blockdev::ErrorKind;
 use blockdev::sim::{CutOptions, Effect, Fault, Leaves, OpKind, SimDevice, Survivors};
-use blockdev::{
-    BlockDevice, Capabilities, Completion, DeviceError, ErrorKind, IoClass, Op, Pending, Request,
-};
-use dbfs_fs_core::api::{Fallocate, FsOps, SetAttr};
-use dbfs_fs_core::{FsError, Ino, Volume};
+use dbfs_fs_core::api::FsOps;
+use dbfs_fs_core::{FsError, Volume};
 
+use crate::airspace::{Airspace, MEANWHILE};
 use crate::audit;
 use crate::rig::*;
 use crate::trace::{Trace, What, superblock};
 
 /// The failures of a data write.
-const EFFECTS: [Effect; 4] = [
+pub const EFFECTS: [Effect; 4] = [
     Effect::Fail { kind: ErrorKind::Io, leaves: Leaves::Mix },
     Effect::Fail { kind: ErrorKind::Io, leaves: Leaves::Old },
     Effect::Fail { kind: ErrorKind::Short, leaves: Leaves::New },
@@ -25,7 +23,7 @@ const EFFECTS: [Effect; 4] = [
 ];
 
 /// A volume whose file `f` has four pages, all of it durable, and known to be.
-fn start(v: &Volume) -> Expected {
+pub fn start(v: &Volume) -> Expected {
     let mut all = Expected::default();
     all.write(v, "f", 0, &pattern(4 * PAGE, 1), DIRECT);
     all.sync(v);
@@ -33,7 +31,7 @@ fn start(v: &Volume) -> Expected {
     all
 }
 
-fn fail_data(sim: &SimDevice, effect: Effect, after: u64) {
+pub fn fail_data(sim: &SimDevice, effect: Effect, after: u64) {
     let sb = superblock(sim);
     let data = sb.first_data_block.offset()..SIZE;
     sim.inject(Fault::new(effect).on(OpKind::Write).within(data).after(after));
@@ -280,163 +278,13 @@ fn bytes_in_the_journal_survive_lost_data() {
     }
 }
 
-/// A simulated device on which data stays in flight until it is told to land.
-#[derive(Clone, Debug)]
-struct Airspace {
-    sim: SimDevice,
-    state: Arc<(Mutex<Air>, Condvar)>,
-}
-
-#[derive(Debug, Default)]
-struct Air {
-    closed: bool,
-    /// Data writes submitted since it was closed.
-    flying: usize,
-    /// The one of them that fails.
-    unlucky: Option<usize>,
-}
-
-impl Airspace {
-    fn new() -> (Self, Arc<Volume>) {
-        let sim = device();
-        let air = Self { sim, state: Arc::default() };
-        let v = Volume::mount(Arc::new(air.clone()), options(), Arc::new(TestEnv::default())).unwrap();
-        (air, v)
-    }
-
-    fn air(&self) -> MutexGuard<'_, Air> {
-        self.state.0.lock().unwrap()
-    }
-
-    fn close(&self, unlucky: Option<usize>) {
-        *self.air() = Air { closed: true, flying: 0, unlucky };
-    }
-
-    fn open(&self) {
-        self.air().closed = false;
-        self.state.1.notify_all();
-    }
-
-    /// Waits until so many data writes are in flight.
-    fn await_flying(&self, n: usize) {
-        drop(self.state.1.wait_while(self.air(), |air| air.flying < n).unwrap());
-    }
-
-    /// Waits for leave to land, and does it.
-    fn land(&self, number: usize, request: Request) -> Completion {
-        let air = self.state.1.wait_while(self.air(), |air| air.closed).unwrap();
-        if let Op::Write { offset, bufs, .. } = &request.op
-            && air.unlucky == Some(number)
-        {
-            let len: usize = bufs.iter().map(|b| b.len()).sum();
-            let range = *offset..*offset + len as u64;
-            self.sim.inject(Fault::new(Effect::eio()).on(OpKind::Write).within(range));
-        }
-        drop(air);
-        self.sim.execute(request)
-    }
-}
-
-impl BlockDevice for Airspace {
-    fn name(&self) -> Arc<str> {
-        self.sim.name()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.sim.capabilities()
-    }
-
-    fn refresh_size(&self) -> Result<Capabilities, DeviceError> {
-        self.sim.refresh_size()
-    }
-
-    /// Reads of what is in flight give what was there before: the writes are done when they land.
-    fn submit(&self, requests: Vec<Request>) -> Vec<Pending> {
-        let submit = |request: Request| {
-            let held = request.class == IoClass::Data && matches!(request.op, Op::Write { .. });
-            let mut air = self.air();
-            if !held || !air.closed {
-                drop(air);
-                return self.sim.submit(vec![request]).pop().unwrap();
-            }
-            let (this, number) = (self.clone(), air.flying);
-            air.flying += 1;
-            self.state.1.notify_all();
-            Pending::driven(move || this.land(number, request))
-        };
-        requests.into_iter().map(submit).collect()
-    }
-}
-
-/// What somebody does while page 1 of `f` is in flight, and what it does to the expectation.
-type Meanwhile = (&'static str, fn(&Volume, Ino), fn(&mut Vec<u8>));
-
-fn truncate(v: &Volume, ino: Ino, size: u64) {
-    v.setattr(ino, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
-}
-
-const MEANWHILE: &[Meanwhile] = &[
-    ("reads", |v, ino| assert_eq!(v.bytes(ino).len(), 4 * PAGE), |_| {}),
-    (
-        "reads directly",
-        |v, ino| assert_eq!(v.read(ino, PAGE as u64, &mut [0; PAGE], DIRECT).unwrap(), PAGE),
-        |_| {},
-    ),
-    (
-        "overwrites",
-        |v, ino| v.put(ino, PAGE as u64, &pattern(PAGE, 8), DIRECT_DSYNC),
-        |f| f[PAGE..2 * PAGE].copy_from_slice(&pattern(PAGE, 8)),
-    ),
-    (
-        "overwrites a part",
-        |v, ino| v.put(ino, PAGE as u64 + 50, &[7; 100], DSYNC),
-        |f| f[PAGE + 50..PAGE + 150].fill(7),
-    ),
-    (
-        "overwrites in the cache",
-        |v, ino| v.put(ino, PAGE as u64 - 50, &[7; 100], BUFFERED),
-        |f| f[PAGE - 50..PAGE + 50].fill(7),
-    ),
-    ("truncates", |v, ino| truncate(v, ino, PAGE as u64 + 10), |f| f.truncate(PAGE + 10)),
-    (
-        "punches",
-        |v, ino| v.fallocate(ino, Fallocate::PunchHole, 0, 2 * PAGE as u64).unwrap(),
-        |f| f[..2 * PAGE].fill(0),
-    ),
-    (
-        "zeroes",
-        |v, ino| v.fallocate(ino, Fallocate::ZeroRange, PAGE as u64, PAGE as u64).unwrap(),
-        |f| f[PAGE..2 * PAGE].fill(0),
-    ),
-    ("makes a checkpoint", |v, _| v.checkpoint().unwrap(), |_| {}),
-    (
-        "makes a checkpoint and commits",
-        |v, _| {
-            v.make_file("late");
-            v.checkpoint().unwrap();
-            v.sync_all().unwrap();
-        },
-        |_| {},
-    ),
-    (
-        "scrubs",
-        |v, _| {
-            let mut found = Vec::new();
-            v.scrub(&mut |_| std::ops::ControlFlow::Continue(()), &mut |f| found.push(f)).unwrap();
-            assert_eq!(found, []);
-        },
-        |_| {},
-    ),
-    ("unlinks", |v, _| v.unlink(Ino::ROOT, b"f").unwrap(), |f| f.clear()),
-];
-
 /// Whoever comes across pages in flight finds them whole, old or new, and what they do comes after the write
 /// or before it, also if the data is lost in the end.
 #[test]
 fn whoever_meets_a_flight_finds_whole_pages() {
     for (what, act, expect) in MEANWHILE {
         for lost in [false, true] {
-            let (air, v) = Airspace::new();
+            let (air, v) = Airspace::new(options());
             let mut all = start(&v);
             let ino = v.find("f").unwrap();
             v.checkpoint().unwrap();
@@ -481,7 +329,7 @@ fn whoever_meets_a_flight_finds_whole_pages() {
 fn a_group_loses_only_what_is_lost() {
     const WRITERS: usize = 4;
     for unlucky in 0..=WRITERS {
-        let (air, v) = Airspace::new();
+        let (air, v) = Airspace::new(options());
         let mut all = start(&v);
         let names: Vec<String> = (0..WRITERS).map(|i| format!("g{i}")).collect();
         for (i, name) in names.iter().enumerate() {

@@ -3,6 +3,7 @@
 //!
 //! With the feature `mutants`, `mutants.rs` proves that these tests notice when a rule is broken.
 
+mod airspace;
 mod audit;
 mod rig;
 mod trace;
