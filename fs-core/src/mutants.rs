@@ -126,6 +126,10 @@ pub enum Mutant {
     UseSpaceOfOneRoot = 72,
     /// R4: FUA writes are acknowledged without a flush although something earlier is unflushed.
     FuaOverUnflushed = 73,
+    /// R6: dirty pages of a sync count as clean while their data is in flight.
+    CleanInFlight = 74,
+    /// C1: of the pages of a large sync only those in flight are written.
+    SyncLastStepOnly = 75,
 }
 
 impl Mutant {
@@ -190,6 +194,8 @@ impl Mutant {
         Mutant::LandWithoutPages,
         Mutant::UseSpaceOfOneRoot,
         Mutant::FuaOverUnflushed,
+        Mutant::CleanInFlight,
+        Mutant::SyncLastStepOnly,
     ];
 
     /// The mutant of this number.

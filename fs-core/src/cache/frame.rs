@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use blockdev::AlignedBuf;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,6 +17,7 @@ use super::layout::{Key, PARTS, Record, locate, part_len};
 use super::policy::{FrameNr, TouchCount};
 use crate::alloc::Hold;
 use crate::types::BlockRun;
+use crate::volume::Flight;
 
 /// Content and state of a frame.
 #[derive(Debug)]
@@ -37,12 +38,14 @@ pub(crate) struct FrameData {
     pub(crate) covered: u32,
     /// Space for the blocks that an inline page without a place will need.
     pub(crate) hold: Option<Hold>,
+    /// The sync that has its dirty bytes in flight. Its record has been applied.
+    pub(crate) sync: Option<Arc<Flight>>,
 }
 
 impl FrameData {
     /// A clean page.
     fn clean(buf: AlignedBuf) -> Self {
-        Self { buf, dirty: None, inline: false, since_ns: 0, place: None, covered: 0, hold: None }
+        Self { buf, dirty: None, inline: false, since_ns: 0, place: None, covered: 0, hold: None, sync: None }
     }
 
     /// The page.

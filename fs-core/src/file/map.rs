@@ -74,12 +74,14 @@ pub(crate) enum Unwritten {
     Quarantined(FsError),
     /// They were written, and not mapped.
     NotMapped(FsError),
+    /// They were written and mapped, and the volume has stopped: nobody knows whether they are durable.
+    NotDurable(FsError),
 }
 
 impl From<Unwritten> for FsError {
     fn from(unwritten: Unwritten) -> Self {
         match unwritten {
-            Unwritten::Quarantined(e) | Unwritten::NotMapped(e) => e,
+            Unwritten::Quarantined(e) | Unwritten::NotMapped(e) | Unwritten::NotDurable(e) => e,
         }
     }
 }

@@ -136,7 +136,7 @@ impl Volume {
     }
 
     /// Blocks that a page of a file of `size` bytes needs.
-    fn blocks_needed(&self, page: PageNr, size: u64) -> u32 {
+    pub(super) fn blocks_needed(&self, page: PageNr, size: u64) -> u32 {
         let valid = size.saturating_sub(self.page_size().start_of(page)).min(self.page_bytes() as u64);
         (valid as usize).div_ceil(BLOCK_SIZE) as u32
     }

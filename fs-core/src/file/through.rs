@@ -55,13 +55,13 @@ impl Volume {
         let images = (first.0..=last.0)
             .map(|p| self.image(inode, PageNr(p), offset, data, size, new_size))
             .collect::<Result<Vec<_>>>()?;
+        let lens: Vec<_> = images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
         let before = match flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
-            true => self.may_fly(inode, &images, end, flags)?,
+            true => self.may_fly(inode, &lens, end, flags)?,
             false => None,
         };
         let goal = self.goal_near(inode, first)?;
         let (mut hold, comes_back) = self.hold_for_images(inode, first, &images)?;
-        let lens: Vec<_> = images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
         let placed = self.place_pages(&lens, goal, &mut hold, comes_back)?;
         if let Some(before) = before {
             let outcome =

@@ -11,13 +11,13 @@ use super::room::is_full;
 use crate::alloc::{Hold, Purpose};
 use crate::cache::FrameRef;
 use crate::error::{FsError, Result};
-use crate::fs::{Inode, InodeState};
+use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
 use crate::types::{BLOCK_SIZE, BlockRun, Ino, PageNr};
 use crate::volume::Volume;
 
 /// Most bytes written and mapped in one step.
-const STEP_BYTES: usize = 1 << 20;
+pub(super) const STEP_BYTES: usize = 1 << 20;
 
 /// Which pages to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,28 @@ impl Volume {
 
     /// Writes and maps the pages of some frames, in one step. The caller holds them exclusively.
     fn write_out(&self, inode: &Inode, frames: &[(PageNr, FrameRef)], size: u64) -> Result<usize> {
+        let (images, covered) = self.images_of(frames, size);
+        let n = images.len();
+        if n > 0 {
+            if mutants::active(Mutant::CleanBeforeWrite) {
+                self.clean(inode, frames);
+            }
+            self.write_from_places(inode, frames, images, |images, placed, hold| {
+                self.write_and_map(inode, images, placed, IoClass::Background, hold, |state| {
+                    let grows = state.disk_size < covered;
+                    state.disk_size = state.disk_size.max(covered);
+                    grows
+                })
+            })?;
+        }
+        let homed = self.clean(inode, frames);
+        self.count_pages(&self.counters.writeback_pages, n);
+        self.count_pages(&self.counters.inline_homed, homed);
+        Ok(n)
+    }
+
+    /// The frames' content as it is now, up to the end of a file of `size` bytes, and where that ends.
+    pub(super) fn images_of(&self, frames: &[(PageNr, FrameRef)], size: u64) -> (Vec<PageImage>, u64) {
         let mut covered = 0;
         let mut images = Vec::with_capacity(frames.len());
         for (page, frame) in frames {
@@ -121,32 +143,18 @@ impl Volume {
             buf.copy_from_slice(&frame.read().bytes()[..len]);
             images.push(PageImage { page: *page, buf });
         }
-        let n = images.len();
-        if n > 0 {
-            if mutants::active(Mutant::CleanBeforeWrite) {
-                self.clean(inode, frames);
-            }
-            self.write_from_places(inode, frames, images, |state| {
-                let grows = state.disk_size < covered;
-                state.disk_size = state.disk_size.max(covered);
-                grows
-            })?;
-        }
-        let homed = self.clean(inode, frames);
-        self.count_pages(&self.counters.writeback_pages, n);
-        self.count_pages(&self.counters.inline_homed, homed);
-        Ok(n)
+        (images, covered)
     }
 
-    /// Writes and maps the images in the places of their frames. What is missing comes from the reserve:
-    /// the write was accepted when it was buffered. On failure the frames have what they had before, but
-    /// for blocks that are in quarantine.
-    fn write_from_places(
+    /// Finds places for the images, those of their frames first, and has `write` write and map them there.
+    /// What is missing comes from the reserve: the write was accepted when it was buffered. On failure the
+    /// frames have what they had before, but for blocks that are in quarantine.
+    pub(super) fn write_from_places(
         &self,
         inode: &Inode,
         frames: &[(PageNr, FrameRef)],
         images: Vec<PageImage>,
-        update: impl FnOnce(&mut InodeState) -> bool,
+        write: impl FnOnce(Vec<PageImage>, &[Placed], &mut Hold) -> std::result::Result<(), Unwritten>,
     ) -> Result<()> {
         let goal = self.goal_near(inode, images[0].page)?;
         let mut hold = self.space.alloc.hold(0, Purpose::Overwrite)?;
@@ -157,7 +165,7 @@ impl Volume {
             share.into_iter().for_each(|share| hold.merge(share));
         }
         let outcome = self.place_images(frames, &images, goal, &mut hold).and_then(|placed| {
-            let outcome = self.write_and_map(inode, images, &placed, IoClass::Background, &mut hold, update);
+            let outcome = write(images, &placed, &mut hold);
             if !matches!(outcome, Err(Unwritten::NotMapped(_))) {
                 self.leave_places(frames, &placed);
             }
@@ -185,7 +193,7 @@ impl Volume {
     }
 
     /// The frames are at home: returns how many had bytes in the journal.
-    fn clean(&self, inode: &Inode, frames: &[(PageNr, FrameRef)]) -> usize {
+    pub(super) fn clean(&self, inode: &Inode, frames: &[(PageNr, FrameRef)]) -> usize {
         let mut homed = 0;
         let mut unhomed = inode.unhomed.lock();
         for (page, frame) in frames {

@@ -74,7 +74,7 @@ counters! {
     writeback_pages,
     /// Pages written by direct or synchronous writes.
     direct_pages,
-    /// Writes whose data was in flight together with the record that maps it.
+    /// Writes and syncs whose data was in flight together with the record that maps it.
     flights,
     /// Those of them whose data was lost, so that a later record had to supersede theirs (rule R6).
     lost_flights,

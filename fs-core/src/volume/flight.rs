@@ -1,9 +1,9 @@
 //! Flights: data that is written together with the record that maps it (rules R4, R6, R7).
 //!
-//! A large synchronous overwrite submits its data, and maps it at once: the writes belong to the batch of
-//! that mapping, and whoever writes the batch's record waits for them before it flushes. So data and record
-//! share one round trip and one flush. The writer holds its pages exclusively until all of that is over:
-//! nobody reads, overwrites, cuts off or frees what is in flight.
+//! A large synchronous overwrite, or a sync of dirty pages, submits its data and maps it at once: the writes
+//! belong to the batch of that mapping, and whoever writes the batch's record waits for them before it flushes.
+//! So data and record share one round trip and one flush. The writer holds its pages until all of that is over:
+//! nobody overwrites, cuts off or frees what is in flight, nor reads it from the device.
 //!
 //! A write that fails when its record is written, or on its way, is *superseded*: the next record gives the
 //! pages their old blocks back. Recovery would stop at the record whose data is bad, so nothing behind it
@@ -56,20 +56,17 @@ pub(crate) struct WayBack {
 }
 
 impl WayBack {
-    /// For pages of a file from `first` on that have `entries` now, whose blocks the flight's record frees as
-    /// `old`; it writes to `new`.
+    /// For pages of a file that have blocks now, which the flight's record frees as `old`; it writes to `new`.
     pub(crate) fn new(
         ino: Ino,
-        first: PageNr,
-        entries: &[PageEntry],
+        before: &[(PageNr, PageEntry)],
         old: Vec<BlockRun>,
         new: Vec<BlockRun>,
     ) -> Self {
-        let pages = (first.0..).map(PageNr).zip(entries);
-        let maps = pages.filter_map(|(page, entry)| {
+        let maps = before.iter().filter_map(|&(page, entry)| {
             let blocks = entry.blocks()?;
             let crcs = match entry {
-                PageEntry::Mapped(_, crc) => Some(vec![*crc]),
+                PageEntry::Mapped(_, crc) => Some(vec![crc]),
                 PageEntry::Hole | PageEntry::Unwritten(_) => None,
             };
             let run = MappedRun { start: blocks.start, pages: 1, last_blocks: blocks.len, crcs };

@@ -190,7 +190,8 @@ impl Scrub<'_> {
             Err(FsError::Posix(libc::ESTALE)) => return None, // deleted
             Err(_) => return Some(wrong),
         };
-        let _range = self.volume.lock_pages(&inode, page, page, false);
+        // Exclusively: a sync lets readers in while its data is in flight, as they find it in memory.
+        let _range = self.volume.lock_pages(&inode, page, page, true);
         let mut now = [PageEntry::Hole];
         self.volume.meta.pages(ino, page, &mut now).ok()?;
         let PageEntry::Mapped(blocks, _) = &now[0] else { return None };

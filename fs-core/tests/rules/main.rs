@@ -24,3 +24,4 @@ mod r7_grow;
 mod r7_order;
 mod r8_homing;
 mod recovery;
+mod sync_flights;

@@ -89,8 +89,8 @@ fn old_owner_goes_on(v: &Volume, versions: u64) -> u64 {
         let data = pattern(4 * PAGE, version);
         let flags = if version % 2 == 0 { DIRECT } else { BUFFERED };
         let written = v.write(ino, 0, &data, flags).is_ok();
-        // More writes that never get a record: they stay in flight.
-        for other in 0..3 {
+        // More writes that never get a record: they stay in flight. (The next fsync may well be the last.)
+        for other in 0..8 {
             let _ = v.write(ino, (10 + other) * PAGE as u64, &pattern(PAGE, version), DIRECT);
         }
         if written && v.fsync(ino, false).is_ok() {
