@@ -15,12 +15,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use blockdev::{Completion, IoClass, Pending, Request};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Volume;
 use super::flight::Flight;
+use super::gathering::Gathering;
 use super::meta::Batch;
 use crate::error::{FsError, Result};
 use crate::format::record::RECORD_HEADER;
@@ -43,6 +45,8 @@ struct CommitState {
     leader: bool,
     /// Nanoseconds that the last commit took for its records and for its flush.
     took: (u64, u64),
+    /// Who is in a commit or waits for one.
+    gathering: Gathering,
     /// Calls that somebody else's commit has made durable.
     riders: u64,
     failed: Option<String>,
@@ -53,6 +57,8 @@ struct CommitState {
 pub(crate) struct Committer {
     state: Mutex<CommitState>,
     changed: Condvar,
+    /// All whom a leader waits for are there.
+    gathered: Condvar,
     pub(super) journal: Mutex<JournalWriter>,
 }
 
@@ -60,7 +66,12 @@ impl Committer {
     /// Starts behind `durable`, which the claimed root slot carries.
     pub(super) fn new(journal: JournalWriter, durable: Lsn) -> Self {
         let state = CommitState { durable, published: durable, ..CommitState::default() };
-        Self { state: Mutex::new(state), changed: Condvar::new(), journal: Mutex::new(journal) }
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            gathered: Condvar::new(),
+            journal: Mutex::new(journal),
+        }
     }
 
     /// Everything up to here is durable.
@@ -103,6 +114,25 @@ impl Committer {
     /// Takes the leader's role, or waits until `target` is durable; true: lead.
     fn lead_or_wait(&self, target: Lsn, stats: &Stats) -> Result<bool> {
         let mut state = self.state.lock();
+        if state.durable >= target && state.failed.is_none() {
+            return Ok(false);
+        }
+        if state.gathering.join(target) {
+            self.gathered.notify_one();
+        }
+        let outcome = self.wait_for_role(&mut state, target, stats);
+        if !matches!(outcome, Ok(true)) {
+            state.gathering.leave(target);
+        }
+        outcome
+    }
+
+    fn wait_for_role(
+        &self,
+        state: &mut MutexGuard<'_, CommitState>,
+        target: Lsn,
+        stats: &Stats,
+    ) -> Result<bool> {
         let mut since = None;
         let waited = |since: Option<u64>| since.map(|since| stats.now_ns().saturating_sub(since));
         loop {
@@ -118,14 +148,26 @@ impl Committer {
             }
             if !state.leader {
                 state.leader = true;
+                self.gather(state);
                 if let Some(waited) = waited(since) {
                     stats.rode_along(waited, 0, 0);
                 }
                 return Ok(true);
             }
             since.get_or_insert_with(|| stats.now_ns());
-            self.changed.wait(&mut state);
+            self.changed.wait(state);
         }
+    }
+
+    /// Waits for those who are about to join the leader, if that is worth it.
+    fn gather(&self, state: &mut MutexGuard<'_, CommitState>) {
+        let took = state.took.0 + state.took.1;
+        if let Some(patience) = state.gathering.patience(took) {
+            let deadline = Instant::now() + patience;
+            while !state.gathering.is_complete() && !self.gathered.wait_until(state, deadline).timed_out() {}
+            state.gathering.waited();
+        }
+        state.gathering.begin();
     }
 
     fn finish_lead(&self, outcome: &Result<Written>) {
@@ -137,6 +179,7 @@ impl Committer {
                 state.published = state.published.max(w.published);
                 state.changes = state.changes.max(w.changes);
                 state.took = w.took;
+                state.gathering.end(w.durable);
             }
             Err(e) => {
                 let _ = state.failed.get_or_insert_with(|| e.to_string());

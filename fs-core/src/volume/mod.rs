@@ -28,6 +28,7 @@ mod explain;
 mod flight;
 mod followers;
 mod format;
+mod gathering;
 mod grow;
 mod journal_area;
 pub(crate) mod meta;
