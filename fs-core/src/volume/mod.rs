@@ -7,7 +7,8 @@
 //! 3. `homing` (shared by writers that put data into the journal, exclusive to shut them out)
 //! 4. an inode's page ranges ([`crate::file::RangeLock`]). Whoever changes mappings or sizes waits for the
 //!    inode's tail ([`crate::file::Tail`]) before 2, with no lock held, and looks again with the range.
-//!    Synchronous overwrites hold theirs until they are durable: whoever leads a commit takes none of these.
+//!    Synchronous overwrites and syncs hold theirs until they are durable: whoever leads a commit takes none of
+//!    these. Several ranges of a file are taken at once.
 //! 5. an inode's extended attributes
 //! 6. an inode's state (several: by ascending inode number)
 //! 7. a page frame
