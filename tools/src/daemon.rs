@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::pipe::PipeFlags;
@@ -55,7 +55,21 @@ pub fn daemonize() -> Result<Side> {
     if fork()? {
         std::process::exit(0);
     }
+    close_all_but(&writer);
     Ok(Side::Daemon(Report(Some(writer.into()))))
+}
+
+/// Closes what the process has been given beside standard input and outputs: a file that a script has open must not
+/// stay so, and keep its file system busy, for as long as the volume is mounted. Linux before 5.9 cannot.
+fn close_all_but(pipe: &OwnedFd) {
+    let pipe = pipe.as_raw_fd() as u32;
+    for (first, last) in [(3, pipe.saturating_sub(1)), (pipe.max(2) + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: nothing in this process has a descriptor yet but the pipe: it has done nothing but to read its
+            // options.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
 }
 
 /// True in the parent.

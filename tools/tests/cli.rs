@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::process::Command;
 
 mod common;
 
@@ -126,6 +127,29 @@ fn a_busy_mount_is_not_taken_from_its_users_unless_forced() {
     v.ok(&["mount", "-o", "LOG", "IMAGE", "MNT"]);
     assert_eq!(fs::read(v.mnt().join("f")).unwrap(), b"x");
     v.ok(&["umount", "MNT"]);
+}
+
+#[test]
+fn a_daemon_keeps_nothing_open_that_its_user_had() {
+    let v = Volume::made();
+    let held = v.dir.path().join("held");
+    fs::write(&held, b"").unwrap();
+    let (program, image, mnt) = (env!("CARGO_BIN_EXE_dbfs"), v.image(), v.mnt());
+    let line = format!(
+        "exec 7<{0} 123>>{0}; {program} mount {1} {2}",
+        held.display(),
+        image.display(),
+        mnt.display()
+    );
+    // In a shell that closes these before: the daemon's own pipe may get their numbers.
+    for line in [line.clone(), format!("exec 0<&-; {line}")] {
+        assert!(Command::new("bash").args(["-ec", &line]).status().unwrap().success());
+        let status: serde_json::Value = serde_json::from_str(&v.ok(&["status", "--json", "MNT"])).unwrap();
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", status["pid"])).unwrap();
+        let open: Vec<_> = descriptors.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).collect();
+        assert!(open.contains(&image.canonicalize().unwrap()) && !open.contains(&held), "{open:?}");
+        v.ok(&["umount", "MNT"]);
+    }
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub const PACKAGE: &[Need] = &[
     Need::Program("xz", "xz-utils"),
 ];
 
+/// What a virtual machine needs.
+pub const NFS: &[Need] = &[Need::Program("qemu-system-x86_64", "qemu-system-x86")];
+
 /// What building fuzz targets needs: libFuzzer is C++.
 pub const FUZZ: &[Need] = &[Need::Program("c++", "g++")];
 

@@ -4,7 +4,6 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 
 use crate::cargo::{self, Profile};
 use crate::suites::{self, Plan, Suite, Tally};
@@ -28,12 +27,12 @@ const CARRIED: &str = "DBFS_XTASK_TALLY";
 /// Runs the crates' own tests, then the suites of real programs.
 pub fn run(args: &Args) -> Result<()> {
     let plan = Plan { kind: Kind::Dbfs, profile: Profile::Dev, full: args.full, seed: args.seed };
-    let suites = Suite::value_variants();
-    suites::prepare(&plan, suites)?;
+    let suites = Suite::all(args.full);
+    suites::prepare(&plan, &suites)?;
     let mut tally = if privilege::is_prepared() { carried()? } else { cargo_test()? };
     let counts = format!("{},{}", tally.passed(), tally.failed());
     privilege::become_root_with(&[(CARRIED, &counts)])?;
-    tally.add(suites::run(&plan, suites));
+    tally.add(suites::run(&plan, &suites));
     println!();
     tally.finish()
 }

@@ -1,6 +1,7 @@
 //! The program-based test suites: real programs on a mounted volume.
 
 mod fsx;
+mod nfs;
 mod package;
 mod pg_basic;
 mod pg_cut;
@@ -48,9 +49,16 @@ pub enum Suite {
     Programs,
     /// The Debian package in a fresh Debian
     Package,
+    /// Export by the kernel's NFS server, in a virtual machine; not in CI
+    Nfs,
 }
 
 impl Suite {
+    /// Those that run unless others are named: for CI, or in full.
+    pub fn all(full: bool) -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|suite| full || *suite != Suite::Nfs).collect()
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -73,7 +81,7 @@ pub struct Plan {
 /// Options of `cargo xtask suite`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The suites to run; all if none is named
+    /// The suites to run; all of CI if none is named
     #[arg(value_enum)]
     suites: Vec<Suite>,
     /// The file system to run on
@@ -94,11 +102,10 @@ pub struct Args {
 pub fn command(args: &Args) -> Result<()> {
     let profile = if args.release { Profile::Release } else { Profile::Dev };
     let plan = Plan { kind: args.target, profile, full: args.full, seed: args.seed };
-    let all = Suite::value_variants();
-    let suites = if args.suites.is_empty() { all } else { &args.suites };
-    prepare(&plan, suites)?;
+    let suites = if args.suites.is_empty() { Suite::all(args.full) } else { args.suites.clone() };
+    prepare(&plan, &suites)?;
     privilege::become_root()?;
-    run(&plan, suites).finish()
+    run(&plan, &suites).finish()
 }
 
 /// Installs and builds, without being root, what `suites` need.
@@ -107,6 +114,9 @@ pub fn prepare(plan: &Plan, suites: &[Suite]) -> Result<()> {
         return Ok(());
     }
     deps::ensure(deps::EVERYTHING)?;
+    if suites.contains(&Suite::Nfs) {
+        deps::ensure(deps::NFS)?;
+    }
     if suites.contains(&Suite::Fsx) {
         tools::FSX.install()?;
     }
@@ -152,6 +162,7 @@ fn run_one(plan: &Plan, suite: Suite) -> Tally {
         Suite::Scale => scale::run(plan, &work, &mut tally),
         Suite::Programs => programs::run(plan, &work, &mut tally),
         Suite::Package => package::run(plan, &work, &mut tally),
+        Suite::Nfs => nfs::run(plan, &work, &mut tally),
     });
     if let Err(error) = outcome {
         tally.fail(&format!("{name} (seed {})", plan.seed), &error);
