@@ -39,9 +39,9 @@ enum Part {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Suites of real programs that have a random part, or take too long for CI.
-const SUITES: [Suite; 6] =
-    [Suite::PgKill, Suite::PgCut, Suite::Nfs, Suite::Fsx, Suite::Scale, Suite::Programs];
+/// Suites of real programs: those with a random part, those that take too long for CI, and POSIX behaviour.
+const SUITES: [Suite; 7] =
+    [Suite::PgKill, Suite::PgCut, Suite::Pjdfstest, Suite::Nfs, Suite::Fsx, Suite::Scale, Suite::Programs];
 
 /// Runs the part that is asked for, or a mixture.
 pub fn run(args: &Args) -> Result<()> {
