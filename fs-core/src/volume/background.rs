@@ -20,7 +20,7 @@ use crate::types::Lsn;
 const PUBLISH_WITHIN: Duration = Duration::from_millis(20);
 /// How often a volume that is used looks for work.
 const BUSY: Duration = Duration::from_millis(250);
-/// How often an idle one does.
+/// How often an idle one does, unless data may not become old.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// What a loop sleeps by. Ringing it while nobody sleeps ends the next sleep at once.
@@ -92,6 +92,8 @@ impl Volume {
     /// Publishes durable LSNs, writes back old dirty pages and commits old changes.
     pub fn run_committer(&self, stop: &StopFlag) {
         stop.wakes(&self.bells.committer);
+        // A page that becomes dirty meanwhile is noticed before it is too old.
+        let idle = (Duration::from_nanos(self.options.dirty_age_ns) / 2).clamp(BUSY, IDLE);
         let mut seen = Lsn(0);
         while !stop.is_set() {
             let waiting = self.commit.unpublished();
@@ -106,7 +108,7 @@ impl Volume {
             seen = last;
             self.ring_for_checkpoint();
             if self.commit.unpublished().is_none() || self.commit.failure().is_some() {
-                self.bells.committer.sleep(Some(if used { BUSY } else { IDLE }));
+                self.bells.committer.sleep(Some(if used { BUSY } else { idle }));
             }
         }
     }
