@@ -181,3 +181,33 @@ fn registrations_come_and_go_under_load() {
         done.store(true, Ordering::Relaxed);
     });
 }
+
+/// Asks the device something when it gets a page back, as an owner does that ends a registration then.
+#[derive(Debug)]
+struct Asking(std::sync::Weak<FileDevice>);
+
+impl BufOwner for Asking {
+    fn give_back(&self, _slot: u32) {
+        if let Some(device) = self.0.upgrade() {
+            device.engine_counts();
+        }
+    }
+}
+
+#[test]
+fn buffers_that_nobody_waits_for_go_back_without_a_lock() {
+    let (_dir, device) = device(Engine::Uring, 64);
+    let (device, memory) = (std::sync::Arc::new(device), Memory::new(64));
+    let owner = std::sync::Arc::new(Asking(std::sync::Arc::downgrade(&device)));
+    for nr in 0..64 {
+        // SAFETY: the memory stays mapped for ever; each page has one buffer.
+        let buf =
+            unsafe { AlignedBuf::owned_by(memory.start.add(nr * PAGE), PAGE, owner.clone(), nr as u32) };
+        drop(device.submit(vec![Request::read((nr * PAGE) as u64, vec![buf], IoClass::ReadAhead)]));
+    }
+    let read = |nr| Request::read(nr * PAGE as u64, vec![AlignedBuf::zeroed(PAGE)], IoClass::Data);
+    wait_all(device.submit((0..64).map(read).collect()));
+    // All have gone back when the device has.
+    drop(device);
+    assert_eq!(std::sync::Arc::strong_count(&owner), 1);
+}

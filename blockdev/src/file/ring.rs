@@ -8,7 +8,8 @@
 //! over, the next ones go to the kernel.
 //!
 //! One mutex guards the queues' user side, the table of requests in flight and what waits; it is never held
-//! across a system call.
+//! across a system call, nor while buffers are dropped: their owner may have a lock of its own, under which it
+//! registers memory or ends that. That lock comes before this one.
 
 use std::fmt;
 use std::io;
@@ -201,7 +202,7 @@ impl Ring {
         // SAFETY: only the leader, who is unique, uses the completion queue, one view at a time.
         let entries: Vec<(u64, i32)> =
             unsafe { self.ring.completion_shared() }.map(|e| (e.user_data(), e.result())).collect();
-        let mut again = Vec::new();
+        let (mut again, mut done) = (Vec::new(), Vec::new());
         for (index, result) in entries {
             let index = index as usize;
             let Some(entry) = state.table.get_mut(index).and_then(Option::as_mut) else { continue };
@@ -217,6 +218,7 @@ impl Ring {
                         state.free.push(index);
                         state.classes.over(entry.transfer.class, entry.bytes);
                         entry.ticket.settle(completion);
+                        done.push(entry);
                     }
                 }
             }
@@ -225,6 +227,8 @@ impl Ring {
             state = self.push(state, index);
         }
         state = self.dispatch(state);
+        // What nobody waits for is dropped with its buffers, whose owner may have a lock under which it calls us.
+        MutexGuard::unlocked(&mut state, || drop(done));
         if self.has_queued() {
             drop(state);
             self.enter(0);
