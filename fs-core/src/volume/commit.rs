@@ -304,7 +304,8 @@ impl Volume {
         let flying = flights.peek().is_some();
         let flush = !mutants::active(Mutant::NoFlushOnCommit);
         let unflushed = unflushed && !mutants::active(Mutant::FuaOverUnflushed);
-        let fua = records.len() == 1 && !unflushed && flights.all(|f| f.is_fua()) && flush;
+        let fua_is_cheap = self.device.capabilities().native_fua;
+        let fua = fua_is_cheap && records.len() == 1 && !unflushed && flights.all(|f| f.is_fua()) && flush;
         let requests: Vec<Request> = records
             .into_iter()
             .map(|(addr, buf)| Request::write(addr.offset(), vec![buf], fua, IoClass::Log))
