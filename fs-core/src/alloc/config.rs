@@ -1,6 +1,7 @@
 //! Settings of the allocator.
 
 use super::geometry::Geometry;
+use super::slack::Slack;
 
 /// Settings of the allocator; see [`Config::for_volume`] for sensible ones.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub struct Config {
     /// Load the group of every freed run, to notice at once when free blocks are freed. Otherwise
     /// it shows in groups that are not loaded only when a checkpoint changes their bits.
     pub check_frees: bool,
+    /// Where new data leaves blocks free among itself, for what will replace it, while there is space.
+    pub slack: Slack,
 }
 
 impl Config {
@@ -44,6 +47,7 @@ impl Config {
             max_loaded_groups: 16384,
             discard_queue: 0,
             check_frees: false,
+            slack: Slack::for_pages(1),
         }
     }
 }

@@ -9,6 +9,8 @@
 use std::collections::BTreeSet;
 
 use super::geometry::Part;
+use super::place::Sought;
+use super::slack::Slack;
 use super::{Admin, Allocator, Class, Request};
 use crate::types::{BlockNr, BlockRun, GroupNr};
 
@@ -31,7 +33,8 @@ impl Allocator {
         let aligned = Request::new(unit, unit, unit, Class::Metadata);
         let anywhere = Request { align: 1, ..aligned };
         while self.admin.lock().cushion.0.len() < self.config.cushion_units {
-            let found = [aligned, anywhere].iter().find_map(|request| self.find(request, unit, unit));
+            let sought = Sought { want: unit, min: unit, spare: Slack::NONE };
+            let found = [aligned, anywhere].iter().find_map(|request| self.find(request, sought));
             let Some(run) = found else { return false };
             self.admin.lock().cushion.0.insert(run.start.0);
             // Counted as used when it was found.

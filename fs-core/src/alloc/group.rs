@@ -1,9 +1,11 @@
 //! One block group in memory: a tiny slot for every group, a frame with the bits while loaded.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::hints::RunHints;
 use super::search;
+use super::slack::Slack;
 use super::words::{Claim, Words};
 
 /// What is known of a group.
@@ -178,6 +180,8 @@ pub(super) struct Wanted {
     pub want: u32,
     /// Power of two the start must be a multiple of.
     pub align: u32,
+    /// Blocks that are left alone.
+    pub spare: Slack,
 }
 
 /// The bits of a loaded group, with what is known of them.
@@ -200,7 +204,7 @@ impl Frame<'_> {
         if hint.hopeless(need, align) {
             return None;
         }
-        let (word, words) = (|i| self.words.word(i), self.words.len());
+        let (word, words) = (|i| self.words.word(i) | wanted.spare.of_word(i), self.words.len());
         let (mut at, mut wrapped) = (from, from == 0);
         loop {
             let mut found = None;
@@ -217,7 +221,10 @@ impl Frame<'_> {
                     at = start;
                 }
                 None if wrapped => {
-                    self.hints.record(hint, need, align);
+                    // There may still be such a run in the slack.
+                    if wanted.spare == Slack::NONE {
+                        self.hints.record(hint, need, align);
+                    }
                     return None;
                 }
                 None => (at, wrapped) = (0, true),
@@ -225,13 +232,39 @@ impl Frame<'_> {
         }
     }
 
+    /// Claims a run of `wanted.need` blocks in the words `window`, but not what is spared.
+    pub fn alloc_in(
+        &self,
+        window: Range<usize>,
+        wanted: Wanted,
+        churn: &Churn,
+        retries: &mut u64,
+    ) -> Option<(u32, u32)> {
+        let Wanted { need, align, .. } = wanted;
+        if self.hints.read().hopeless(need, align) {
+            return None;
+        }
+        let word = |i| self.words.word(i) | wanted.spare.of_word(i);
+        let (mut at, end) = (window.start as u32 * 64, window.end.min(self.words.len()));
+        // Ends: each race lost is a block that somebody else has got.
+        while let Some(start) = search::find(word, end, at, need, align) {
+            if self.claim(start, need, churn, retries) {
+                return Some((start, need));
+            }
+            *retries += 1;
+            at = start;
+        }
+        None
+    }
+
     /// Claims a run that starts exactly at `wanted.from`.
     pub fn alloc_at(&self, wanted: Wanted, churn: &Churn, retries: &mut u64) -> Option<u32> {
-        let Wanted { from, need, want, align } = wanted;
+        let Wanted { from, need, want, align, .. } = wanted;
         if from % align != 0 {
             return None;
         }
-        let run = search::run_at(|i| self.words.word(i), self.words.len(), from, want);
+        let word = |i| self.words.word(i) | wanted.spare.of_word(i);
+        let run = search::run_at(word, self.words.len(), from, want);
         let len = whole_units(run, wanted);
         (len >= need && self.claim(from, len, churn, retries)).then_some(len)
     }
@@ -257,7 +290,8 @@ impl Frame<'_> {
         if more == 0 {
             return 0;
         }
-        let run = search::run_at(|i| self.words.word(i), self.words.len(), end, more);
+        let word = |i| self.words.word(i) | wanted.spare.of_word(i);
+        let run = search::run_at(word, self.words.len(), end, more);
         let extra = whole_units(wanted.need + run, wanted).saturating_sub(wanted.need);
         if extra > 0 && self.claim(end, extra, churn, retries) { extra } else { 0 }
     }
@@ -294,7 +328,7 @@ mod tests {
     }
 
     fn wanted(from: u32, need: u32, want: u32, align: u32) -> Wanted {
-        Wanted { from, need, want, align }
+        Wanted { from, need, want, align, spare: Slack::NONE }
     }
 
     fn alloc(group: &Group, w: Wanted) -> Option<(u32, u32)> {
@@ -326,6 +360,32 @@ mod tests {
         assert_eq!(alloc(&f, wanted(0, 2, 2, 1)), Some((130, 2)));
         assert_eq!(alloc(&f, wanted(0, 1, 1, 1)), Some((0, 1)));
         assert_eq!(alloc(&f, wanted(0, 4, 4, 4)), Some((4, 4)));
+    }
+
+    #[test]
+    fn slack_is_spared_if_it_should_be() {
+        let f = group(&[(200, 300)]);
+        let spare = |w| Wanted { spare: Slack::for_pages(8), ..w };
+        assert_eq!(alloc(&f, spare(wanted(0, 4, 64, 4))), Some((200, 24)));
+        assert_eq!(alloc(&f, spare(wanted(0, 4, 64, 4))), Some((256, 64)));
+        let at = |from| f.frame().alloc_at(spare(wanted(from, 4, 400, 4)), &Churn::default(), &mut 0);
+        assert_eq!((at(224), at(320)), (None, Some(160)));
+        assert_eq!(alloc(&f, spare(wanted(0, 4, 4, 4))), None);
+        assert!(!f.hints.read().hopeless(4, 4), "there is the slack");
+        assert_eq!(alloc(&f, wanted(0, 4, 64, 4)), Some((224, 32)));
+    }
+
+    #[test]
+    fn a_window_is_not_left() {
+        let f = group(&[(0, 4), (260, 4), (300, 8), (510, 2)]);
+        let take = |window, need, align| {
+            f.frame().alloc_in(window, wanted(0, need, need, align), &Churn::default(), &mut 0)
+        };
+        assert_eq!(take(4..8, 8, 4), Some((300, 8)));
+        assert_eq!(take(4..8, 4, 4), Some((260, 4)));
+        assert_eq!(take(4..8, 4, 4), None);
+        assert_eq!(take(4..9, 2, 1), Some((510, 2)), "the group has eight words");
+        assert_eq!(take(0..4, 4, 4), Some((0, 4)));
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod reserve;
 mod reserved;
 mod runset;
 mod search;
+mod slack;
 mod stats;
 mod table;
 mod words;
@@ -51,6 +52,7 @@ pub use gate::IoGuard;
 pub use geometry::{Geometry, MAX_BLOCKS, MAX_GROUP_BLOCKS, MAX_GROUPS, MIN_GROUP_BLOCKS};
 pub use hold::{Hold, Purpose};
 pub use place::{Class, Request};
+pub use slack::{Slack, beside};
 pub use stats::Stats;
 
 use crate::error::{FsError, Result};
@@ -235,6 +237,11 @@ impl Allocator {
     /// Blocks out of use until remount because a write to them failed.
     pub fn quarantined_blocks(&self) -> u64 {
         self.admin.lock().quarantine.blocks()
+    }
+
+    /// Where new data leaves blocks free for what will replace it.
+    pub fn slack(&self) -> Slack {
+        self.config.slack
     }
 
     /// Counters since the mount.

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::group::{Kind, Slot, Wanted};
+use super::group::{Kind, Slot, UNKNOWN, Wanted};
 use super::hold::{Hold, Purpose};
+use super::reserve::reservable;
+use super::slack::{self, Slack};
 use super::{AllocError, Allocator};
 use crate::error::FsError;
 use crate::mutants::{self, Mutant};
@@ -39,6 +41,8 @@ pub struct Request {
     pub align: u32,
     /// Where the run should start: behind the file's last extent.
     pub goal: Option<BlockNr>,
+    /// What the run replaces: if it is short it goes into the same window, if there is room (see `alloc/slack.rs`).
+    pub beside: Option<BlockNr>,
     /// What the blocks are for.
     pub class: Class,
     /// May use the cushion when there is no other run.
@@ -50,7 +54,8 @@ pub struct Request {
 impl Request {
     /// A request for `min` to `want` blocks of a class, without a goal; metadata may use the cushion.
     pub fn new(want: u32, min: u32, align: u32, class: Class) -> Self {
-        Self { want, min, align, goal: None, class, last_resort: class == Class::Metadata, lane: 0 }
+        let last_resort = class == Class::Metadata;
+        Self { want, min, align, goal: None, beside: None, class, last_resort, lane: 0 }
     }
 
     /// The same with a goal.
@@ -64,6 +69,9 @@ impl Request {
         if sizes && align { Ok(()) } else { Err(FsError::INVALID) }
     }
 }
+
+/// Part of a group that has to be free for it to be reserved for replacements.
+const WORTH_WHILE: u32 = 32;
 
 const LANES: usize = 8;
 /// A position as `index in the reserved list << 16 | offset in the group`.
@@ -103,6 +111,26 @@ impl Cursors {
     }
 }
 
+/// What to look for.
+#[derive(Clone, Copy)]
+pub(super) struct Sought {
+    /// As many blocks, if there are.
+    pub want: u32,
+    /// Fewest blocks that are good enough for now.
+    pub min: u32,
+    /// Leave slack.
+    pub spare: Slack,
+}
+
+impl Sought {
+    /// First of all: before a large request is cut to pieces, fresh groups are asked for.
+    fn new(request: &Request, want: u32, spare: Slack) -> Self {
+        // No run is longer: it would be looked for in vain.
+        let want = if spare == Slack::NONE { want } else { want.min(spare.longest_between()) };
+        Self { want, min: (want / 16 / request.align * request.align).max(request.min), spare }
+    }
+}
+
 /// A group to look in.
 struct Place<'a> {
     group: GroupNr,
@@ -136,16 +164,24 @@ impl Allocator {
 
     /// Finds a run for which space is claimed.
     fn place(&self, request: &Request, want: u32) -> Result<BlockRun, AllocError> {
-        // Before a large request is cut to pieces, fresh groups are asked for.
-        let coarse = (want / 16 / request.align * request.align).max(request.min);
+        if let Some(group) = self.reservable_beside(request, want) {
+            self.counters.reservation_waits.fetch_add(1, Ordering::Relaxed);
+            return Err(AllocError::NeedReservation { suggested: vec![group] });
+        }
+        let mut sought = Sought::new(request, want, self.spared_by(request));
         loop {
-            if let Some(run) = self.find(request, want, coarse) {
+            if let Some(run) = self.find(request, sought) {
                 return Ok(run);
             }
-            let slack = if coarse > request.min { self.base.group_blocks as u64 } else { 0 };
-            let mut suggested = self.suggest((coarse, request.align), slack)?;
-            if suggested.is_empty() && coarse > request.min {
-                if let Some(run) = self.find(request, coarse, request.min) {
+            let slack = if sought.min > request.min { self.base.group_blocks as u64 } else { 0 };
+            let mut suggested = self.suggest((sought.min, request.align), slack)?;
+            if suggested.is_empty() && sought.spare != Slack::NONE {
+                sought = Sought::new(request, want, Slack::NONE);
+                continue;
+            }
+            if suggested.is_empty() && sought.min > request.min {
+                let coarse = sought.min;
+                if let Some(run) = self.find(request, Sought { want: coarse, min: request.min, ..sought }) {
                     return Ok(run);
                 }
                 suggested = self.suggest((request.min, request.align), 0)?;
@@ -166,15 +202,34 @@ impl Allocator {
         }
     }
 
+    /// The group of what is replaced, if it is not reserved and could be: once an epoch, so that the file's pages
+    /// stay where they are.
+    fn reservable_beside(&self, request: &Request, want: u32) -> Option<GroupNr> {
+        let beside = request.beside.filter(|_| want <= self.config.slack.blocks())?;
+        let group = self.base.group_of(beside);
+        let slot = self.slots.get(group.0)?;
+        let free = slot.free.load(Ordering::Relaxed);
+        let worth_while = free == UNKNOWN || free >= self.base.group_blocks / WORTH_WHILE;
+        (reservable(slot.state()) && worth_while).then_some(group)
+    }
+
+    /// What the request leaves to those that replace something.
+    fn spared_by(&self, request: &Request) -> Slack {
+        let slack = self.config.slack;
+        let fits = request.min.max(request.align) <= slack.longest_between();
+        let roomy = || slack::is_roomy(self.space.free(), self.total.load(Ordering::Relaxed));
+        if request.beside.is_none() && fits && roomy() { slack } else { Slack::NONE }
+    }
+
     /// Searches until it succeeds or has failed without being disturbed. The number of tries is
     /// bounded because a long run may be nowhere while others free and allocate short ones.
-    pub(super) fn find(&self, request: &Request, want: u32, min: u32) -> Option<BlockRun> {
+    pub(super) fn find(&self, request: &Request, sought: Sought) -> Option<BlockRun> {
         const TRIES: usize = 16;
         let mut retries = 0;
         let mut run = None;
         for _ in 0..TRIES {
             let mark = self.churn.mark();
-            run = self.search(request, want, min, &mut retries);
+            run = self.search(request, sought, &mut retries);
             if run.is_some() || self.churn.quiet_since(mark) {
                 break;
             }
@@ -187,13 +242,18 @@ impl Allocator {
         run
     }
 
-    /// Everywhere for all that is wanted, then for a quarter, and so on down to `min`.
-    fn search(&self, request: &Request, want: u32, min: u32, retries: &mut u64) -> Option<BlockRun> {
+    /// Beside what is replaced; then everywhere for all that is wanted, then for a quarter, and so on down to
+    /// `min`.
+    fn search(&self, request: &Request, sought: Sought, retries: &mut u64) -> Option<BlockRun> {
+        let Sought { want, min, spare } = sought;
         if self.reserved.free() < min as u64 {
             return None;
         }
+        if let Some(run) = self.take_beside(request, want, retries) {
+            return Some(run);
+        }
         let goal = request.goal.and_then(|goal| self.reserved_place(goal));
-        let wanted = Wanted { from: 0, need: want, want, align: request.align };
+        let wanted = Wanted { from: 0, need: want, want, align: request.align, spare };
         if let Some((place, from)) = &goal {
             let exact = Wanted { from: *from, need: min.max(want / 4), ..wanted };
             if let Some(run) = self.take_at(place, exact, retries) {
@@ -260,6 +320,18 @@ impl Allocator {
         let _pin = place.slot.pin()?;
         let (start, len) = self.frame_of(place.slot)?.alloc(wanted, &self.churn, retries)?;
         Some(self.settle(place, start, len))
+    }
+
+    /// In the window of what is replaced, or one near it.
+    fn take_beside(&self, request: &Request, want: u32, retries: &mut u64) -> Option<BlockRun> {
+        let beside = request.beside.filter(|_| want <= self.config.slack.blocks())?;
+        let (place, from) = self.reserved_place(beside)?;
+        let _pin = place.slot.pin()?;
+        let wanted = Wanted { from, need: want, want, align: request.align, spare: Slack::NONE };
+        let frame = self.frame_of(place.slot)?;
+        let mut windows = self.config.slack.windows_around(from, self.base.group_blocks);
+        let (start, len) = windows.find_map(|window| frame.alloc_in(window, wanted, &self.churn, retries))?;
+        Some(self.settle(&place, start, len))
     }
 
     fn take_at(&self, place: &Place<'_>, wanted: Wanted, retries: &mut u64) -> Option<BlockRun> {

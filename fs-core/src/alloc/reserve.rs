@@ -278,6 +278,6 @@ impl Allocator {
     }
 }
 
-fn reservable(state: State) -> bool {
+pub(super) fn reservable(state: State) -> bool {
     state.reserved().is_none() && !state.off_limits()
 }

@@ -59,12 +59,13 @@ struct Airborne {
 }
 
 impl Volume {
-    /// What the pages have now, if a synchronous write of them (consecutive ones, of so many blocks each) that
+    /// What the pages have now (`entries`), if a synchronous write of them (of so many blocks each) that
     /// ends at `end` may fly. The caller holds the pages exclusively.
     pub(super) fn may_fly(
         &self,
         inode: &Inode,
         lens: &[(PageNr, u32)],
+        entries: &[PageEntry],
         end: u64,
         flags: IoFlags,
     ) -> Result<Option<Before>> {
@@ -81,25 +82,31 @@ impl Volume {
         if unhomed && !mutants::active(Mutant::FlyOverJournal) {
             return Ok(None);
         }
-        self.taken_back_simply(inode, lens)
+        let before = lens.iter().map(|(page, _)| *page).zip(entries.iter().copied()).collect();
+        Ok(self.taken_back_simply(inode, lens, before))
     }
 
-    /// What the pages have now, if that is as many blocks as they will have, and all of their content.
-    fn taken_back_simply(&self, inode: &Inode, lens: &[(PageNr, u32)]) -> Result<Option<Before>> {
-        let patched = lens.iter().any(|(page, _)| self.patches.lock().get(inode.ino, *page).is_some());
-        if patched && !mutants::active(Mutant::FlyOverJournal) {
-            return Ok(None);
-        }
+    /// What the pages have now.
+    fn entries_of(&self, inode: &Inode, lens: &[(PageNr, u32)]) -> Result<Before> {
         let mut before = Vec::with_capacity(lens.len());
         for run in lens.chunk_by(|(a, _), (b, _)| a.0 + 1 == b.0) {
             let mut entries = vec![PageEntry::Hole; run.len()];
             self.meta.pages(inode.ino, run[0].0, &mut entries)?;
             before.extend(run.iter().map(|(page, _)| *page).zip(entries));
         }
+        Ok(before)
+    }
+
+    /// What the pages have now (`before`), if that is as many blocks as they will have, and all of their content.
+    fn taken_back_simply(&self, inode: &Inode, lens: &[(PageNr, u32)], before: Before) -> Option<Before> {
+        let patched = lens.iter().any(|(page, _)| self.patches.lock().get(inode.ino, *page).is_some());
+        if patched && !mutants::active(Mutant::FlyOverJournal) {
+            return None;
+        }
         let same = |((_, entry), (_, len)): (&(PageNr, PageEntry), &(PageNr, u32))| {
             entry.blocks().is_some_and(|b| u32::from(b.len) == *len)
         };
-        Ok(before.iter().zip(lens).all(same).then_some(before))
+        before.iter().zip(lens).all(same).then_some(before)
     }
 
     /// Writes the images to their places and makes them durable, in one flight with the record that maps
@@ -196,7 +203,8 @@ impl Volume {
             return Ok(false);
         }
         let lens: Vec<_> = frames.iter().map(|(page, _)| (*page, self.blocks_needed(*page, size))).collect();
-        let Some(before) = self.taken_back_simply(inode, &lens)? else { return Ok(false) };
+        let before = self.entries_of(inode, &lens)?;
+        let Some(before) = self.taken_back_simply(inode, &lens, before) else { return Ok(false) };
         let (images, _) = self.images_of(frames, size);
         let mut pages = Some(range);
         let outcome = self.write_from_places(inode, frames, images, |images, placed, hold| {
@@ -236,13 +244,7 @@ impl Volume {
     ) -> std::result::Result<Airborne, Unwritten> {
         let fua = self.device.capabilities().native_fua && placed.len() <= MOST_FUA;
         let (requests, written) = requests_for(images, placed, IoClass::Data, fua);
-        let changes = match self.map_changes(inode, written) {
-            Ok((changes, _)) => changes,
-            Err(e) => {
-                self.take_back(placed, hold);
-                return Err(Unwritten::NotMapped(e));
-            }
-        };
+        let changes = self.map_over(inode, written, before);
         let way_back =
             WayBack::new(inode.ino, before, freed_runs(&changes), placed.iter().map(|p| p.run).collect());
         let writing = self.stats.time_for(Stage::Data, inode.usage.class());

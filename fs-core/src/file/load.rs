@@ -3,28 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blockdev::{AlignedBuf, IoClass, Request};
+use blockdev::AlignedBuf;
 
+use super::runs::{Wanted, read_runs};
 use crate::cache::{Claim, Flight, FrameData, FrameRef};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
 use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
 use crate::stats::Stage;
-use crate::types::{BLOCK_SIZE, BlockRun, PageNr};
+use crate::types::PageNr;
 use crate::volume::Volume;
-
-/// Largest single read in bytes.
-const MAX_READ: usize = 1 << 20;
-
-/// Mapped pages that follow each other on the device.
-pub(super) struct ReadRun {
-    /// Index of the first one in the list of entries.
-    pub(super) first: usize,
-    /// Number of blocks and checksum of each.
-    pub(super) pages: Vec<(usize, u32)>,
-    pub(super) blocks: BlockRun,
-}
 
 impl Volume {
     /// The frames of pages `first..first + count`, from the cache or the device. The caller holds
@@ -184,37 +173,16 @@ impl Volume {
         entries: &[PageEntry],
         wanted: &[bool],
     ) -> Result<Vec<Option<AlignedBuf>>> {
-        let runs = self.read_runs(entries, wanted);
-        let requests = runs
-            .iter()
-            .map(|run| {
-                let bufs = run.pages.iter().map(|(blocks, _)| self.buffer_for(blocks * BLOCK_SIZE)).collect();
-                Request::read(run.blocks.start.offset(), bufs, IoClass::Data)
-            })
-            .collect();
+        let runs = read_runs(entries, wanted);
         let loading = (!runs.is_empty()).then(|| self.stats.time_for(Stage::Load, inode.usage.class()));
-        let done = self.device.execute_all(requests);
         let mut out: Vec<Option<AlignedBuf>> = (0..wanted.len()).map(|_| None).collect();
-        let mut error = None;
-        for (run, completion) in runs.iter().zip(done) {
-            if let Err(e) = completion.result {
-                error.get_or_insert(FsError::from(e));
-                continue;
-            }
-            for (i, (buf, (_, crc))) in completion.bufs.into_iter().zip(&run.pages).enumerate() {
-                let page = PageNr(first.0 + (run.first + i) as u64);
-                match self.verified(inode, page, buf, *crc, run) {
-                    Ok(buf) => out[run.first + i] = Some(buf),
-                    Err(e) => {
-                        error.get_or_insert(e);
-                    }
-                }
-            }
-        }
+        let read = self.read_all(&runs, &mut |page, buf| {
+            let nr = PageNr(first.0 + page.index as u64);
+            out[page.index] = Some(self.verified(inode, nr, buf, &page)?);
+            Ok(())
+        });
         drop(loading);
-        if let Some(e) = error {
-            return Err(e);
-        }
+        read?;
         for (slot, wanted) in out.iter_mut().zip(wanted) {
             if *wanted && slot.is_none() {
                 *slot = Some(self.cache.zeroed_page());
@@ -229,20 +197,13 @@ impl Volume {
         if bytes == self.page_bytes() { self.cache.page() } else { AlignedBuf::zeroed(bytes) }
     }
 
-    fn verified(
-        &self,
-        inode: &Inode,
-        page: PageNr,
-        buf: AlignedBuf,
-        crc: u32,
-        run: &ReadRun,
-    ) -> Result<AlignedBuf> {
-        if crc32c::crc32c(&buf) != crc && !mutants::active(Mutant::SkipDataChecksum) {
+    fn verified(&self, inode: &Inode, page: PageNr, buf: AlignedBuf, wanted: &Wanted) -> Result<AlignedBuf> {
+        if crc32c::crc32c(&buf) != wanted.crc && !mutants::active(Mutant::SkipDataChecksum) {
             self.counters.checksum_errors.fetch_add(1, Ordering::Relaxed);
             let e = FsError::DataChecksum {
                 ino: inode.ino,
                 offset: self.page_size().start_of(page),
-                block: run.blocks.start,
+                block: wanted.blocks.start,
             };
             tracing::error!(error = %e, volume = %self.device.name(), "bad data");
             return Err(e);
@@ -258,28 +219,5 @@ impl Volume {
         let mut whole = self.cache.zeroed_page();
         whole[..buf.len()].copy_from_slice(&buf);
         whole
-    }
-
-    pub(super) fn read_runs(&self, entries: &[PageEntry], wanted: &[bool]) -> Vec<ReadRun> {
-        let mut runs: Vec<ReadRun> = Vec::new();
-        for (i, entry) in entries.iter().enumerate() {
-            let PageEntry::Mapped(blocks, crc) = entry else { continue };
-            if !wanted[i] {
-                continue;
-            }
-            let page = (usize::from(blocks.len), *crc);
-            match runs.last_mut() {
-                Some(run)
-                    if run.first + run.pages.len() == i
-                        && run.blocks.end() == blocks.start
-                        && run.blocks.bytes() < MAX_READ =>
-                {
-                    run.pages.push(page);
-                    run.blocks.len += u32::from(blocks.len);
-                }
-                _ => runs.push(ReadRun { first: i, pages: vec![page], blocks: blocks.run() }),
-            }
-        }
-        runs
     }
 }

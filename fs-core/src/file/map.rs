@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use blockdev::{AlignedBuf, IoClass, Request};
 
-use crate::alloc::{Class, Hold, Request as SpaceRequest};
+use crate::alloc::{self, Class, Hold, Request as SpaceRequest};
 use crate::error::{FsError, Result};
 use crate::format::{Change, MappedRun, PageEntry};
 use crate::fs::{Inode, InodeState};
@@ -64,6 +64,22 @@ impl Placed {
     pub(crate) fn extend(&mut self, run: BlockRun) {
         self.run.len += run.len;
         self.pages += 1;
+    }
+}
+
+/// Where new blocks for pages should be.
+#[derive(Clone, Copy)]
+pub(crate) struct Near<'a> {
+    /// Behind these.
+    pub(crate) goal: Option<BlockNr>,
+    /// What a page has now: a few new blocks for it should be beside them.
+    pub(crate) old: &'a dyn Fn(PageNr) -> Option<BlockNr>,
+}
+
+impl Near<'_> {
+    /// For pages that have no blocks.
+    pub(crate) fn behind(goal: Option<BlockNr>) -> Self {
+        Self { goal, old: &|_| None }
     }
 }
 
@@ -144,17 +160,39 @@ impl Volume {
         bytes
     }
 
+    /// What the page before `first`, `count` pages from there on, and the one behind them have.
+    pub(super) fn entries_around(
+        &self,
+        inode: &Inode,
+        first: PageNr,
+        count: usize,
+    ) -> Result<Vec<PageEntry>> {
+        let mut entries = vec![PageEntry::Hole; count + 2];
+        match first.0.checked_sub(1) {
+            Some(before) => self.meta.pages(inode.ino, PageNr(before), &mut entries)?,
+            None => self.meta.pages(inode.ino, first, &mut entries[1..])?,
+        }
+        Ok(entries)
+    }
+
+    /// Where the replacement of a page should be, by what the page before it, itself and the page behind it have.
+    pub(super) fn beside(&self, around: &[PageEntry]) -> Option<BlockNr> {
+        let start = |i: usize| around.get(i)?.blocks().map(|b| b.start);
+        Some(alloc::beside(self.space.alloc.slack(), start(0), start(1)?, start(2)))
+    }
+
     /// Finds blocks for pages in what is held; with `last_resort`, in the cushion, too. Takes nothing on
     /// failure.
     pub(crate) fn place_pages(
         &self,
         pages: &[(PageNr, u32)],
-        mut goal: Option<BlockNr>,
+        near: Near<'_>,
         hold: &mut Hold,
         last_resort: bool,
     ) -> Result<Vec<Placed>> {
         let page_blocks = self.page_blocks();
         let mut placed: Vec<Placed> = Vec::new();
+        let mut goal = near.goal;
         let mut rest = pages;
         while let Some((first, first_len)) = rest.first().copied() {
             // Pages that may share a run: consecutive, and only the last one short.
@@ -166,8 +204,14 @@ impl Volume {
             }
             let min = want.min(page_blocks);
             let align = if min == page_blocks { page_blocks } else { 1 };
-            let request =
-                SpaceRequest { goal, last_resort, ..SpaceRequest::new(want, min, align, Class::Data) };
+            let beside = if want <= self.space.alloc.slack().blocks() { (near.old)(first) } else { None };
+            let goal_here = beside.or(goal);
+            let request = SpaceRequest {
+                goal: goal_here,
+                beside,
+                last_resort,
+                ..SpaceRequest::new(want, min, align, Class::Data)
+            };
             let run = match self.allocate_from(&request, hold) {
                 Ok(run) => run,
                 Err(e) => {
@@ -194,21 +238,31 @@ impl Volume {
 
     /// The changes that map what was written and free what was there before, and by how many blocks
     /// the file has grown. The caller holds the pages exclusively.
-    pub(super) fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
-        let mut changes = Vec::new();
-        let mut grown = 0;
+    fn map_changes(&self, inode: &Inode, written: Vec<WrittenRun>) -> Result<(Vec<Change>, i64)> {
+        let mut mapping = Mapping::default();
         for w in written {
             let mut old = vec![PageEntry::Hole; w.run.pages as usize];
             self.meta.pages(inode.ino, w.page, &mut old)?;
-            grown += i64::from(w.run.blocks(self.page_blocks()).len);
-            let frees = free_changes(&old);
-            grown -= freed_blocks(&frees);
-            changes.push(Change::MapRun { ino: inode.ino, page: w.page, run: w.run });
-            if !mutants::active(Mutant::LeakOldBlocks) {
-                changes.extend(frees);
-            }
+            mapping.add(inode, w, &old, self.page_blocks());
         }
-        Ok((changes, grown))
+        Ok((mapping.changes, mapping.grown))
+    }
+
+    /// As [`map_changes`](Self::map_changes), for pages in `before` (ascending), which is what they have.
+    pub(super) fn map_over(
+        &self,
+        inode: &Inode,
+        written: Vec<WrittenRun>,
+        before: &[(PageNr, PageEntry)],
+    ) -> Vec<Change> {
+        let mut mapping = Mapping::default();
+        for w in written {
+            let at = before.partition_point(|(page, _)| *page < w.page);
+            let old: Vec<PageEntry> =
+                before[at..].iter().take(w.run.pages as usize).map(|(_, entry)| *entry).collect();
+            mapping.add(inode, w, &old, self.page_blocks());
+        }
+        mapping.changes
     }
 
     /// Applies changes of a file's mappings together with its inode, if `grown` or the caller's own
@@ -263,6 +317,7 @@ impl Volume {
         let applied = self.meta.apply_with(changes, inode_delta, flight, |lsn| {
             freed.iter().try_for_each(|run| self.space.alloc.free_deferred(*run, lsn))
         });
+        self.note_freed(freed.iter().map(|run| u64::from(run.len)).sum());
         if let Err(e @ FsError::Corrupt { .. }) = &applied {
             // A block is freed that is free: the metadata cannot be trusted to be changed further.
             self.commit.fail(&e.to_string());
@@ -280,6 +335,26 @@ impl Volume {
     /// Counts pages written by a path.
     pub(crate) fn count_pages(&self, counter: &std::sync::atomic::AtomicU64, pages: usize) {
         counter.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+}
+
+/// Changes of a file's mapping, and the blocks that it grows by.
+#[derive(Default)]
+struct Mapping {
+    changes: Vec<Change>,
+    grown: i64,
+}
+
+impl Mapping {
+    /// Maps a run over what its pages have, which is freed.
+    fn add(&mut self, inode: &Inode, written: WrittenRun, old: &[PageEntry], page_blocks: u32) {
+        let WrittenRun { page, run } = written;
+        let frees = free_changes(old);
+        self.grown += i64::from(run.blocks(page_blocks).len) - freed_blocks(&frees);
+        self.changes.push(Change::MapRun { ino: inode.ino, page, run });
+        if !mutants::active(Mutant::LeakOldBlocks) {
+            self.changes.extend(frees);
+        }
     }
 }
 

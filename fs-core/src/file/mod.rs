@@ -13,6 +13,7 @@ mod read;
 mod reserve;
 mod resize;
 mod room;
+mod runs;
 mod seek;
 mod streams;
 mod tail;

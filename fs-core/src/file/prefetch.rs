@@ -11,13 +11,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use blockdev::{AlignedBuf, IoClass, Pending, Request};
+use blockdev::{AlignedBuf, IoClass, Pending};
 use parking_lot::Mutex;
 
+use super::runs::{ReadRun, read_runs};
 use crate::error::Result;
 use crate::format::PageEntry;
 use crate::fs::Inode;
-use crate::types::{BLOCK_SIZE, Ino, PageNr};
+use crate::types::{Ino, PageNr};
 use crate::volume::Volume;
 
 /// Largest window of a scan in bytes.
@@ -31,6 +32,7 @@ const MOST_BATCHES: usize = 1024;
 /// Pages that one request reads.
 #[derive(Debug)]
 struct Batch {
+    run: ReadRun,
     pages: Vec<(PageNr, PageEntry)>,
     read: Mutex<Read>,
 }
@@ -60,7 +62,8 @@ impl Ahead {
         {
             let completion = pending.wait();
             if completion.result.is_ok() {
-                *read = Read::Landed(completion.bufs.into_iter().map(Some).collect());
+                let bufs = self.batch.run.take(completion.bufs);
+                *read = Read::Landed(bufs.map(|(_, buf)| Some(buf)).collect());
             }
         }
         match &mut *read {
@@ -175,19 +178,14 @@ impl Volume {
             !self.cache.contains(inode.ino, page_of(i)) && !self.prefetched.contains(inode.ino, page_of(i))
         };
         let wanted: Vec<bool> = (0..entries.len()).map(missing).collect();
-        let runs = self.read_runs(&entries, &wanted);
+        let runs = read_runs(&entries, &wanted);
         let pages: usize = runs.iter().map(|run| run.pages.len()).sum();
-        let requests = runs
-            .iter()
-            .map(|run| {
-                let bufs = run.pages.iter().map(|(blocks, _)| self.buffer_for(blocks * BLOCK_SIZE)).collect();
-                Request::read(run.blocks.start.offset(), bufs, IoClass::ReadAhead)
-            })
-            .collect();
+        let requests = runs.iter().map(|run| run.request(self, IoClass::ReadAhead)).collect();
         let mut dropped = 0;
-        for (run, pending) in runs.iter().zip(self.device.submit(requests)) {
-            let pages = (run.first..run.first + run.pages.len()).map(|i| (page_of(i), entries[i])).collect();
-            let batch = Batch { pages, read: Mutex::new(Read::Pending(pending)) };
+        let submitted = self.device.submit(requests);
+        for (run, pending) in runs.into_iter().zip(submitted) {
+            let pages = run.pages.iter().map(|page| (page_of(page.index), entries[page.index])).collect();
+            let batch = Batch { run, pages, read: Mutex::new(Read::Pending(pending)) };
             dropped += self.prefetched.add(inode.ino, batch, self.most_ahead());
         }
         self.count_pages(&self.counters.ahead_pages, pages);

@@ -2,7 +2,7 @@
 //! are zeroed in the cache and go the way of any buffered overwrite (read, verified, written to new
 //! blocks).
 
-use super::map::{free_changes, freed_blocks};
+use super::map::{Near, free_changes, freed_blocks};
 use super::room::{Room, Until, is_full};
 use crate::alloc::Purpose;
 use crate::cache::FrameRef;
@@ -165,7 +165,7 @@ impl Volume {
         }
         let blocks = pages.len() as u64 * u64::from(self.page_blocks());
         let mut hold = self.space.alloc.hold(blocks, Purpose::Overwrite)?;
-        let placed = self.place_pages(&pages, None, &mut hold, true)?;
+        let placed = self.place_pages(&pages, Near::behind(None), &mut hold, true)?;
         changes.extend(placed.iter().map(|p| {
             let last_blocks = self.page_blocks() as u8;
             let run = MappedRun { start: p.run.start, pages: p.pages, last_blocks, crcs: None };

@@ -1,5 +1,6 @@
 //! fallocate: reserving space for a file.
 
+use super::map::Near;
 use super::punch::Space;
 use crate::api::{Fallocate, FileType};
 use crate::error::{FsError, Result};
@@ -89,7 +90,7 @@ impl Volume {
         let goal = self.goal_near(inode, first)?;
         let blocks = holes.len() as u64 * u64::from(self.page_blocks());
         let mut hold = self.space.alloc.hold(blocks, crate::alloc::Purpose::User)?;
-        let placed = self.place_pages(&holes, goal, &mut hold, false)?;
+        let placed = self.place_pages(&holes, Near::behind(goal), &mut hold, false)?;
         let mut grown = 0;
         let changes = placed
             .iter()

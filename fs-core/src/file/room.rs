@@ -8,7 +8,7 @@
 //! must not wait for space on its way home. The others, which overwrite what is mapped, draw on the
 //! reserve and the allocator's cushion when they are written: what they take, they give back.
 
-use super::map::{PageImage, Placed};
+use super::map::{Near, PageImage, Placed};
 use crate::alloc::{Hold, Purpose};
 use crate::cache::{FrameData, FrameRef};
 use crate::error::{FsError, Result};
@@ -83,9 +83,8 @@ impl Volume {
         if lacking.is_empty() {
             return Ok(room);
         }
-        let mut entries = vec![PageEntry::Hole; count];
-        self.meta.pages(inode.ino, first, &mut entries)?;
-        let has = |page: PageNr| entries[(page.0 - first.0) as usize].blocks().map_or(0, |b| b.len.into());
+        let around = self.entries_around(inode, first, count)?;
+        let has = |page: PageNr| around[(page.0 - first.0) as usize + 1].blocks().map_or(0, |b| b.len.into());
         for (page, _) in &lacking {
             room.shares[(page.0 - first.0) as usize].covered = has(*page);
         }
@@ -96,9 +95,10 @@ impl Volume {
         hold.merge(self.space.alloc.hold(over, Purpose::Overwrite)?);
         let goal = match before {
             Some(end) => Some(end),
-            None => self.goal_near(inode, first)?,
+            None => around[0].blocks().map(|b| b.run().end()),
         };
-        for placed in self.place_pages(&lacking, goal, &mut hold, false)? {
+        let old = |page: PageNr| self.beside(&around[(page.0 - first.0) as usize..]);
+        for placed in self.place_pages(&lacking, Near { goal, old: &old }, &mut hold, false)? {
             let pieces = placed.pages_of(self.page_blocks());
             for (page, run) in pieces {
                 let share = &mut room.shares[(page.0 - first.0) as usize];
@@ -155,19 +155,17 @@ impl Volume {
         self.cache.settle(data)
     }
 
-    /// Holds space for the images of consecutive pages; ENOSPC if there is none at the moment. Also
+    /// Holds space for the images of pages that have `entries`; ENOSPC if there is none at the moment. Also
     /// tells whether all of it will come back. The caller has the pages exclusively.
     pub(crate) fn hold_for_images(
         &self,
         inode: &Inode,
-        first: PageNr,
         images: &[PageImage],
+        entries: &[PageEntry],
     ) -> Result<(Hold, bool)> {
-        let mut entries = vec![PageEntry::Hole; images.len()];
-        self.meta.pages(inode.ino, first, &mut entries)?;
         let unhomed = inode.unhomed.lock();
         let (mut user, mut over) = (0, 0);
-        for (image, entry) in images.iter().zip(&entries) {
+        for (image, entry) in images.iter().zip(entries) {
             let needs = (image.buf.len() / BLOCK_SIZE) as u64;
             // The place of a dirty page comes free when this write replaces it.
             let place = unhomed.get(&image.page).and_then(|f| f.read().place);
@@ -232,6 +230,7 @@ impl Volume {
     /// what is missing, in space from the reserve, which may be what they held. Takes nothing on failure.
     pub(crate) fn place_images(
         &self,
+        inode: &Inode,
         frames: &[(PageNr, FrameRef)],
         images: &[PageImage],
         goal: Option<BlockNr>,
@@ -260,7 +259,10 @@ impl Volume {
             let n = lens[i..].iter().take_while(|(p, len)| place_of(*p).is_none_or(|r| r.len < *len)).count();
             let rest = &lens[i..i + n];
             let blocks = rest.iter().map(|(_, len)| u64::from(*len)).sum();
-            match self.top_up(hold, blocks).and_then(|()| self.place_pages(rest, goal, hold, true)) {
+            // If it cannot be read whoever maps the page will be told.
+            let old = |page| self.beside(&self.entries_around(inode, page, 1).ok()?);
+            let near = Near { goal, old: &old };
+            match self.top_up(hold, blocks).and_then(|()| self.place_pages(rest, near, hold, true)) {
                 Ok(more) => placed.extend(more),
                 Err(e) => {
                     self.take_back(&placed, hold);
@@ -287,7 +289,7 @@ impl Volume {
             return None;
         }
         let mut hold = self.space.alloc.hold(blocks, Purpose::User).ok()?;
-        let better = self.place_pages(lens, goal, &mut hold, false).ok()?;
+        let better = self.place_pages(lens, Near::behind(goal), &mut hold, false).ok()?;
         if better.len() * 2 > placed.len() {
             self.take_back(&better, &mut hold);
             return None;

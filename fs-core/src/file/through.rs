@@ -2,7 +2,7 @@
 
 use blockdev::IoClass;
 
-use super::map::PageImage;
+use super::map::{Near, PageImage};
 use super::room::is_full;
 use super::write::without_priv;
 use crate::api::IoFlags;
@@ -56,13 +56,15 @@ impl Volume {
             .map(|p| self.image(inode, PageNr(p), offset, data, size, new_size))
             .collect::<Result<Vec<_>>>()?;
         let lens: Vec<_> = images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
+        let around = self.entries_around(inode, first, images.len())?;
+        let (goal, entries) = (around[0].blocks().map(|b| b.run().end()), &around[1..=images.len()]);
         let before = match flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
-            true => self.may_fly(inode, &lens, end, flags)?,
+            true => self.may_fly(inode, &lens, entries, end, flags)?,
             false => None,
         };
-        let goal = self.goal_near(inode, first)?;
-        let (mut hold, comes_back) = self.hold_for_images(inode, first, &images)?;
-        let placed = self.place_pages(&lens, goal, &mut hold, comes_back)?;
+        let (mut hold, comes_back) = self.hold_for_images(inode, &images, entries)?;
+        let old = |page: PageNr| self.beside(&around[(page.0 - first.0) as usize..]);
+        let placed = self.place_pages(&lens, Near { goal, old: &old }, &mut hold, comes_back)?;
         if let Some(before) = before {
             let outcome =
                 self.write_in_flight(inode, (images, &placed, &before), &mut hold, flags.sync, range);

@@ -164,7 +164,7 @@ impl Volume {
             shares.push(share.as_ref().map(Hold::blocks));
             share.into_iter().for_each(|share| hold.merge(share));
         }
-        let outcome = self.place_images(frames, &images, goal, &mut hold).and_then(|placed| {
+        let outcome = self.place_images(inode, frames, &images, goal, &mut hold).and_then(|placed| {
             let outcome = write(images, &placed, &mut hold);
             if !matches!(outcome, Err(Unwritten::NotMapped(_))) {
                 self.leave_places(frames, &placed);

@@ -34,6 +34,10 @@ use crate::types::Lsn;
 /// Unflushed data that forces a commit, in bytes (rule R4).
 const MAX_UNFLUSHED: u64 = 64 << 20;
 
+/// Freed blocks that make a commit worth while: until one (and the next) they cannot be used again, and who replaces
+/// blocks has to go further and further away. 16 MiB.
+const MAX_FREED: u64 = 4096;
+
 #[derive(Debug, Default)]
 struct CommitState {
     /// Covered by a completed flush.
@@ -270,6 +274,7 @@ impl Volume {
         let mut superseding = Lsn(0);
         let mut unflushed = false;
         loop {
+            self.freed.store(0, Ordering::Relaxed);
             let batches = self.meta.take_batches(force_empty);
             // Data written from here on belongs to a later batch; a flush for it now is harmless.
             unflushed |= self.unflushed.swap(0, Ordering::SeqCst) > 0;
@@ -382,8 +387,16 @@ impl Volume {
         self.unflushed.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Commits if too much data is unflushed (rule R4). Called with no lock held.
+    /// Frees have been applied that count with the next commit.
+    pub(crate) fn note_freed(&self, blocks: u64) {
+        self.freed.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    /// Commits if too much data is unflushed (rule R4), or too much freed. Called with no lock held.
     pub(crate) fn bound_unflushed(&self) -> Result<()> {
+        if self.freed.load(Ordering::Relaxed) >= MAX_FREED {
+            return self.commit();
+        }
         if self.unflushed.load(Ordering::SeqCst) < MAX_UNFLUSHED
             || mutants::active(Mutant::UnboundedUnflushed)
         {

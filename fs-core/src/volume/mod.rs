@@ -151,6 +151,8 @@ pub struct Volume {
     pub(crate) space: space::Space,
     pub(crate) admissions: admit::Admissions,
     unflushed: AtomicU64,
+    /// Blocks freed since the last commit began.
+    freed: AtomicU64,
     pub(crate) counters: counters::Counters,
     pub(crate) stats: Stats,
 }

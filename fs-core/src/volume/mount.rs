@@ -18,7 +18,7 @@ use super::meta::{MetaStart, MetaStore, TreeState};
 use super::recover::{Recovered, recover};
 use super::space::{BitmapLoader, KeptBlocks, Space};
 use super::{MountOptions, Volume};
-use crate::alloc::{Allocator, Config, Geometry, GroupLoader, Hold, Purpose};
+use crate::alloc::{Allocator, Config, Geometry, GroupLoader, Hold, Purpose, Slack};
 use crate::cache::{Flights, PageCache};
 use crate::env::Env;
 use crate::error::{FsError, Result};
@@ -168,6 +168,7 @@ impl Volume {
                 reserve_blocks: sb.reserve_blocks,
                 cushion_unit: unit,
                 cushion_units: (CUSHION_BLOCKS / unit) as usize,
+                slack: Slack::for_pages(sb.page_size.blocks()),
                 ..Config::for_volume(&geometry)
             };
             let alloc = Allocator::new(geometry, config, loader.clone())?;
@@ -250,6 +251,7 @@ impl Volume {
             homing: RwLock::new(()),
             admissions: Admissions::new(),
             unflushed: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
             superblock: sb,

@@ -151,7 +151,8 @@ fn a_large_hole_is_punched_in_steps() {
     assert!(v.counters().checkpoints > checkpoints);
     assert_eq!(v.failure(), None);
     assert_eq!(v.blocks(ino), 3 * 8);
-    let middle = cut_at(&sim, start + (sim.seq() - start) / 2);
+    // The first checkpoint comes before the first step.
+    let middle = cut_at(&sim, start + (sim.seq() - start) * 13 / 16);
     assert_clean(&middle, "in the middle");
     let w = mount(&middle);
     assert!(w.blocks(ino) > 3 * 8 && w.blocks(ino) < pages * 8, "{}", w.blocks(ino));

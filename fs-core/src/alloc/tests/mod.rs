@@ -83,6 +83,7 @@ pub(super) fn config() -> Config {
         max_loaded_groups: 1 << 20,
         discard_queue: 0,
         check_frees: false,
+        slack: Slack::NONE,
     }
 }
 
