@@ -20,6 +20,7 @@ use blockdev::{AlignedBuf, IoClass, Pending, Request};
 
 use super::Volume;
 use super::commit::wait_all;
+use super::group_ranges::compact;
 use super::meta::TreeState;
 use crate::alloc::{Class, Request as SpaceRequest};
 use crate::delta::{Delta, RunState};
@@ -28,7 +29,7 @@ use crate::format::bitmap::{BITMAP_BLOCKS, decode_piece, encode_piece, mark};
 use crate::format::node::NodePtr;
 use crate::format::pending::{PendingEntry, encode_pending};
 use crate::format::slot::MAX_RESERVED;
-use crate::format::{Chunk, DataArea, GroupRange, ItemKind, Key, PageEntry, RootPtr, RootSlot};
+use crate::format::{Chunk, DataArea, ItemKind, Key, PageEntry, RootPtr, RootSlot};
 use crate::mutants::{self, Mutant};
 use crate::stats::Stage;
 use crate::tree::{ApplyContext, ItemChange, NodeSink, TreeReader};
@@ -245,7 +246,11 @@ impl Volume {
             claim: state.slot.claim,
             unlocked: state.slot.unlocked,
             ended: false,
-            reserved: compact(self.space.reserved.lock().clone(), MAX_RESERVED),
+            reserved: compact(
+                self.space.reserved.lock().clone(),
+                MAX_RESERVED,
+                &self.space.alloc.room_groups(),
+            ),
             draining: state.slot.draining.clone(),
             draining_unlocked: state.slot.draining_unlocked.clone(),
             journal: vec![part],
@@ -528,18 +533,6 @@ fn update_bitmap<'a>(frozen: &'a Delta, pending: &'a [PendingEntry], key: Key) -
         pending_here(&mut piece, true);
         Ok(encode_piece(&piece))
     }))
-}
-
-/// Joins the nearest ranges until there are at most `most`, for a root slot: the result covers the
-/// input.
-pub(super) fn compact(mut ranges: Vec<GroupRange>, most: usize) -> Vec<GroupRange> {
-    let gap = |r: &[GroupRange], i: usize| r[i + 1].first.0 - (r[i].first.0 + u64::from(r[i].count));
-    while ranges.len() > most {
-        let Some(i) = (0..ranges.len() - 1).min_by_key(|i| gap(&ranges, *i)) else { break };
-        let next = ranges.remove(i + 1);
-        ranges[i].count = (next.first.0 + u64::from(next.count) - ranges[i].first.0) as u32;
-    }
-    ranges
 }
 
 #[cfg(test)]

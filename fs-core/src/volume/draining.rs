@@ -6,7 +6,7 @@
 //! epochs without the lock had reserved stays out of use, whoever comes. An epoch that ends well has
 //! waited for all its requests and says so in its last root.
 
-use super::checkpoint::compact;
+use super::group_ranges::compact;
 use super::recover::Recovered;
 use crate::format::slot::MAX_DRAINING;
 use crate::format::{GroupRange, RootSlot};
@@ -88,7 +88,7 @@ fn joined(mut ranges: Vec<(GroupNr, u32)>, groups: u64) -> Vec<GroupRange> {
             _ => {}
         }
     }
-    compact(out, MAX_DRAINING)
+    compact(out, MAX_DRAINING, &[])
 }
 
 #[cfg(test)]

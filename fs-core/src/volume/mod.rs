@@ -30,6 +30,7 @@ mod flight;
 mod followers;
 mod format;
 mod gathering;
+mod group_ranges;
 mod grow;
 mod journal_area;
 pub(crate) mod meta;
