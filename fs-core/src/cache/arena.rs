@@ -12,7 +12,8 @@
 //! The arena has no size of its own: pages that are in use may be more than the cache should have. What comes
 //! back beyond the limit goes back to the machine.
 //!
-//! Its lock is held for a page that comes or goes, not for a hit; only the device's own are taken under it.
+//! Its lock is held for a page that comes or goes, not for a hit. Only the device's own are taken under it, for a
+//! segment to be made known; no registration ends under it, and no memory goes back.
 
 use std::fmt;
 use std::ops::Range;
@@ -84,13 +85,7 @@ impl Arena {
     /// A page with any content, such as that of a page that was here before.
     pub(super) fn page(&self) -> AlignedBuf {
         let memory = &self.memory;
-        let mut state = memory.state.lock();
-        let Some(slot) = state.take(memory.page_bytes, memory.device.get()) else {
-            drop(state);
-            return AlignedBuf::zeroed(memory.page_bytes);
-        };
-        let start = state.start_of(slot, memory.page_bytes);
-        drop(state);
+        let Some((slot, start)) = memory.take() else { return AlignedBuf::zeroed(memory.page_bytes) };
         // Another process may still be reading the page that was here before: whoever sees a byte of the next one
         // sees that the frame had been closed.
         fence(Ordering::Release);
@@ -113,9 +108,8 @@ impl Arena {
 
     /// Changes the number of pages that it keeps memory for. What is too much and not in use goes at once.
     pub(super) fn set_limit(&self, pages: usize) {
-        let mut state = self.memory.state.lock();
-        state.limit = limit_for(pages);
-        state.trim(self.memory.page_bytes);
+        self.memory.state.lock().limit = limit_for(pages);
+        self.memory.trim();
     }
 
     /// Bytes of memory that it has.
@@ -131,10 +125,62 @@ fn limit_for(pages: usize) -> usize {
 
 impl BufOwner for Memory {
     fn give_back(&self, slot: u32) {
-        let mut state = self.state.lock();
-        state.ready.push(slot);
-        state.trim(self.page_bytes);
+        self.state.lock().ready.push(slot);
+        self.trim();
     }
+}
+
+impl Memory {
+    /// A slot with memory, and where it is.
+    fn take(&self) -> Option<(u32, NonNull<u8>)> {
+        {
+            let mut state = self.state.lock();
+            if let Some(slot) = state.ready.pop() {
+                return Some((slot, state.start_of(slot, self.page_bytes)));
+            }
+        }
+        // Dropped after the lock: this may become the device's last owner.
+        let device = self.device.get().and_then(Weak::upgrade);
+        let mut state = self.state.lock();
+        let slot = state.take(self.page_bytes, device.as_ref())?;
+        Some((slot, state.start_of(slot, self.page_bytes)))
+    }
+
+    /// Gives back the memory of slots that are not in use, as far as there is more than the limit. Without the lock:
+    /// the end of a registration may be that of the device, which gives pages back.
+    fn trim(&self) {
+        let Some(Surplus { known, runs }) = self.state.lock().take_surplus(self.page_bytes) else { return };
+        // The device must not know pages that are no longer there.
+        drop(known);
+        for Run { start, slots } in runs {
+            let bytes = slots.len() * self.page_bytes;
+            // SAFETY: nobody uses these slots, which are neither ready nor bare, and the segment that they are in is
+            // mapped as long as this is there; their bytes become zeros.
+            let removed = unsafe { rustix::mm::madvise(start.as_ptr().cast(), bytes, Advice::LinuxRemove) };
+            let mut state = self.state.lock();
+            match removed {
+                Ok(()) => state.bare.push(slots),
+                // It is no worse than before.
+                Err(_) => {
+                    state.backed += slots.len();
+                    state.ready.extend(slots);
+                }
+            }
+        }
+    }
+}
+
+/// Slots that are to lose their memory: whoever has this has taken them out of the state.
+struct Surplus {
+    /// Of the segments that they are in.
+    known: Vec<Registration>,
+    runs: Vec<Run>,
+}
+
+/// Slots in a row, and where they begin.
+struct Run {
+    start: NonNull<u8>,
+    slots: Range<u32>,
 }
 
 impl State {
@@ -144,7 +190,7 @@ impl State {
     }
 
     /// A slot with memory.
-    fn take(&mut self, page_bytes: usize, device: Option<&Weak<dyn BlockDevice>>) -> Option<u32> {
+    fn take(&mut self, page_bytes: usize, device: Option<&Arc<dyn BlockDevice>>) -> Option<u32> {
         if self.ready.is_empty() && !self.back_some(page_bytes, device) {
             return None;
         }
@@ -152,7 +198,7 @@ impl State {
     }
 
     /// Asks for memory for some more slots; false: there is none.
-    fn back_some(&mut self, page_bytes: usize, device: Option<&Weak<dyn BlockDevice>>) -> bool {
+    fn back_some(&mut self, page_bytes: usize, device: Option<&Arc<dyn BlockDevice>>) -> bool {
         let Some(mut run) = self.bare.pop().or_else(|| self.add_segment(page_bytes)) else { return false };
         let step = (self.backed * page_bytes / 4).clamp(STEPS.0, STEPS.1) / page_bytes;
         let slots = run.start..run.end.min(run.start + step as u32);
@@ -162,7 +208,7 @@ impl State {
             run.start = slots.end;
             self.backed += slots.len();
             let segment = &mut self.segments[slots.start as usize / (SEGMENT / page_bytes)];
-            segment.gain(bytes, device.and_then(Weak::upgrade));
+            segment.gain(bytes, device);
             self.ready.extend(slots.rev());
         }
         if !run.is_empty() {
@@ -203,32 +249,26 @@ impl State {
         Some(first..end)
     }
 
-    /// Gives back the memory of slots that are not in use, as far as there is more than the limit.
-    fn trim(&mut self, page_bytes: usize) {
+    /// Takes out what is more than the limit and not in use.
+    fn take_surplus(&mut self, page_bytes: usize) -> Option<Surplus> {
         let excess = self.backed.saturating_sub(self.limit).min(self.ready.len());
         if excess == 0 {
-            return;
+            return None;
         }
         let mut slots = self.ready.split_off(self.ready.len() - excess);
         slots.sort_unstable();
+        self.backed -= slots.len();
         let per_segment = (SEGMENT / page_bytes) as u32;
         let follows = |a: &u32, b: &u32| a + 1 == *b && !b.is_multiple_of(per_segment);
+        let mut surplus = Surplus { known: Vec::new(), runs: Vec::new() };
         for run in slots.chunk_by(follows) {
-            let (Some(first), bytes) = (run.first().copied(), run.len() * page_bytes) else { continue };
-            let start = self.start_of(first, page_bytes);
-            // The device must not know pages that are no longer there.
-            self.segments[first as usize / per_segment as usize].lose(bytes);
-            // SAFETY: nobody uses these slots; their bytes become zeros.
-            let removed = unsafe { rustix::mm::madvise(start.as_ptr().cast(), bytes, Advice::LinuxRemove) };
-            match removed {
-                Ok(()) => {
-                    self.backed -= run.len();
-                    self.bare.push(first..first + run.len() as u32);
-                }
-                // It is no worse than before.
-                Err(_) => self.ready.extend(run),
-            }
+            let Some(first) = run.first().copied() else { continue };
+            let segment = &mut self.segments[(first / per_segment) as usize];
+            surplus.known.extend(segment.lose(run.len() * page_bytes));
+            let start = segment.at((first % per_segment) as usize * page_bytes);
+            surplus.runs.push(Run { start, slots: first..first + run.len() as u32 });
         }
+        Some(surplus)
     }
 }
 
@@ -279,23 +319,23 @@ impl Segment {
     }
 
     /// `bytes` more of it have memory. Makes it known to the device when all of it has.
-    fn gain(&mut self, bytes: usize, device: Option<Arc<dyn BlockDevice>>) {
+    fn gain(&mut self, bytes: usize, device: Option<&Arc<dyn BlockDevice>>) {
         self.backed += bytes;
         if self.backed == SEGMENT
             && !self.has_lost
             && let Some(device) = device
         {
-            // SAFETY: shared memory, mapped until this is dropped, which drops the registration first; `lose` does
-            // so before pages are given back.
+            // SAFETY: shared memory, mapped until this is dropped, which drops the registration first; before
+            // pages are given back whoever does so drops what `lose` has returned.
             self.known = unsafe { device.register_memory(self.start, SEGMENT) };
         }
     }
 
-    /// `bytes` of it are about to be without memory.
-    fn lose(&mut self, bytes: usize) {
-        self.known = None;
+    /// `bytes` of it are about to be without memory, when what is returned has been dropped.
+    fn lose(&mut self, bytes: usize) -> Option<Registration> {
         self.has_lost = true;
         self.backed = self.backed.saturating_sub(bytes);
+        self.known.take()
     }
 
     /// The address of a byte of the segment; `offset` is less than its length.

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 pub use content::Content;
 pub use rename::Place;
 pub use state::{Body, MAX_FILE_SIZE, NAME_MAX, Node, State, TARGET_MAX};
+pub(crate) use xattr::CAPABILITY;
 
 use crate::clock::Clock;
 
@@ -39,6 +40,15 @@ impl ModelFs {
     /// The state now; inodes are shared, not copied.
     pub fn snapshot(&self) -> State {
         self.state.lock().clone()
+    }
+
+    /// The file system has taken the capability of a file for a change that it then refused.
+    pub fn lose_capability(&self, ino: Ino) {
+        let now = self.now();
+        if let Ok(node) = self.state.lock().node_mut(ino) {
+            node.drop_capability();
+            node.ctime = now;
+        }
     }
 
     /// Ends every open, as unmounting does.

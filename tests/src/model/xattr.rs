@@ -9,7 +9,8 @@ use super::state::{Node, State};
 
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
-const CAPABILITY: &[u8] = b"security.capability";
+/// The attribute that a change of the content or the owner takes away.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Longest value.
 const VALUE_MAX: usize = 1 << 16;

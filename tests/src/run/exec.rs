@@ -14,6 +14,7 @@ use super::record::{Promise, Written};
 use super::subject::Subject;
 use super::tree::list;
 use crate::fail_with;
+use crate::model::CAPABILITY;
 use crate::ops::{How, Moving, Nth, Op, Then, pattern};
 
 /// Longest write that is all or nothing.
@@ -81,6 +82,18 @@ impl<S: Subject> Lockstep<S> {
                 (got, f(&self.model, &|ino| ino, part))
             }
             _ => (got, f(&self.model, &|ino| ino, len)),
+        }
+    }
+
+    /// A change of a file that was refused may have taken its capability all the same, as on Linux, which takes it
+    /// first: the model follows.
+    fn note_lost_capability(&self, ino: Ino, refused: bool) {
+        let gone = || {
+            let found = self.subject().fs().getxattr(self.inos.subject(ino), CAPABILITY);
+            found.is_err_and(|e| e.errno() == libc::ENODATA)
+        };
+        if refused && self.model.getxattr(ino, CAPABILITY).is_ok() && gone() {
+            self.model.lose_capability(ino);
         }
     }
 
@@ -297,6 +310,7 @@ impl<S: Subject> Lockstep<S> {
             fs.write(at(ino), offset, &data[..len as usize], flags).map(|n| n as u64)
         };
         let (got, want) = self.both_filling(len.into(), write);
+        self.note_lost_capability(ino, got.is_err());
         same_outcome(&got, &want)?;
         let (Ok(got), Ok(want)) = (got, want) else { return Ok(Promise::None) };
         if got != want || (whole && got < u64::from(len)) {
@@ -389,6 +403,7 @@ impl<S: Subject> Lockstep<S> {
         let (got, want) = self.both_filling(len, |fs, at, len| {
             fs.copy_range(at(from), from_offset, at(to), to_offset, len, flags)
         });
+        self.note_lost_capability(to, got.is_err());
         same_outcome(&got, &want)?;
         match (got, want) {
             (Ok(got), Ok(want)) if got != want => fail_with!("copied {got} bytes of {want}"),
@@ -426,6 +441,7 @@ impl<S: Subject> Lockstep<S> {
     fn fallocate(&mut self, file: Nth, mode: Fallocate, offset: u64, len: u64) -> Outcome {
         let Some(ino) = self.file(file) else { return Ok(Promise::None) };
         let reserved = self.both_taking(|fs, at| fs.fallocate(at(ino), mode, offset, len));
+        self.note_lost_capability(ino, reserved.0.is_err());
         self.plain(reserved)
     }
 
