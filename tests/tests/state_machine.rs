@@ -1,7 +1,8 @@
 //! The state machine in CI: histories on the engine, over the simulator, with power cuts.
 
-use dbfs_tests::crash::Coverage;
+use dbfs_tests::crash::{Coverage, Plan};
 use dbfs_tests::machine::{COVERAGE, Machine};
+use dbfs_tests::runner::run_plan;
 use dbfs_tests::subjects::Engine;
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
@@ -44,6 +45,18 @@ fn histories_with_power_cuts() {
     let coverage = COVERAGE.lock().take().unwrap_or_default();
     println!("{coverage}");
     assert_met(&coverage);
+}
+
+/// Seeds of random histories that have failed once, and why.
+const FAILED_ONCE: &[(u64, &str)] =
+    &[(20_272_330, "a write that was refused for lack of space had taken the file's capability")];
+
+#[test]
+fn histories_that_have_failed() {
+    for (seed, why) in FAILED_ONCE {
+        let outcome = run_plan::<Engine>(&Plan::from_seed(*seed, 220, 6));
+        outcome.unwrap_or_else(|e| panic!("seed {seed} ({why}): {e}"));
+    }
 }
 
 /// A run that never met a case says nothing about it.
