@@ -42,7 +42,7 @@ mod words;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
@@ -129,6 +129,8 @@ pub struct Allocator {
     space: Arc<Space>,
     churn: Churn,
     cursors: place::Cursors,
+    /// Requests that need not leave slack.
+    spare_again_in: AtomicU32,
     admin: Mutex<Admin>,
     /// A load has ended.
     loaded: Condvar,
@@ -176,6 +178,7 @@ impl Allocator {
             reserved: Reserved::new(),
             churn: Churn::default(),
             cursors: place::Cursors::default(),
+            spare_again_in: AtomicU32::new(0),
             admin: Mutex::default(),
             loaded: Condvar::new(),
             suggester: Mutex::default(),

@@ -73,6 +73,10 @@ impl Request {
 /// Part of a group that has to be free for it to be reserved for replacements.
 const WORTH_WHILE: u32 = 32;
 
+/// Requests that take what they find, after one that has found nothing but slack: a search that finds nothing looks at
+/// every reserved group.
+const REST: u32 = 1024;
+
 const LANES: usize = 8;
 /// A position as `index in the reserved list << 16 | offset in the group`.
 const UNSET: u64 = u64::MAX;
@@ -176,6 +180,7 @@ impl Allocator {
             let slack = if sought.min > request.min { self.base.group_blocks as u64 } else { 0 };
             let mut suggested = self.suggest((sought.min, request.align), slack)?;
             if suggested.is_empty() && sought.spare != Slack::NONE {
+                self.spare_again_in.store(REST, Ordering::Relaxed);
                 sought = Sought::new(request, want, Slack::NONE);
                 continue;
             }
@@ -217,8 +222,17 @@ impl Allocator {
     fn spared_by(&self, request: &Request) -> Slack {
         let slack = self.config.slack;
         let fits = request.min.max(request.align) <= slack.longest_between();
-        let roomy = || slack::is_roomy(self.space.free(), self.total.load(Ordering::Relaxed));
-        if request.beside.is_none() && fits && roomy() { slack } else { Slack::NONE }
+        let roomy = || {
+            let available = self.space.available(Purpose::User);
+            slack::is_roomy(available, self.total.load(Ordering::Relaxed))
+        };
+        let rested = || {
+            let rest = self.spare_again_in.load(Ordering::Relaxed);
+            // Requests that come at the same time may count as one.
+            self.spare_again_in.store(rest.saturating_sub(1), Ordering::Relaxed);
+            rest == 0
+        };
+        if request.beside.is_none() && fits && roomy() && rested() { slack } else { Slack::NONE }
     }
 
     /// Searches until it succeeds or has failed without being disturbed. The number of tries is

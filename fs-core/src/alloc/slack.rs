@@ -24,7 +24,7 @@ const PAGES: u32 = 4;
 /// Windows on each side that are as good as the own one, if that is full.
 const NEIGHBOURS: i64 = 4;
 
-/// Slack is left while this part of the volume is free.
+/// Slack is left while this part of the volume is available.
 const ROOMY: u64 = 4;
 
 /// Where slack is in a block group.
@@ -88,9 +88,9 @@ pub fn beside(slack: Slack, before: Option<BlockNr>, own: BlockNr, behind: Optio
     }
 }
 
-/// Whether a volume with so many blocks, of which so many are free, has space to leave slack.
-pub(super) fn is_roomy(free: u64, total: u64) -> bool {
-    free >= total / ROOMY
+/// Whether a volume of so many blocks, of which so many are available, has space to leave slack.
+pub(super) fn is_roomy(available: u64, total: u64) -> bool {
+    available >= total / ROOMY
 }
 
 #[cfg(test)]
