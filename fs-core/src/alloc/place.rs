@@ -228,8 +228,10 @@ impl Allocator {
         };
         let rested = || {
             let rest = self.spare_again_in.load(Ordering::Relaxed);
-            // Requests that come at the same time may count as one.
-            self.spare_again_in.store(rest.saturating_sub(1), Ordering::Relaxed);
+            if rest > 0 {
+                // Requests that come at the same time may count as one.
+                self.spare_again_in.store(rest - 1, Ordering::Relaxed);
+            }
             rest == 0
         };
         if request.beside.is_none() && fits && roomy() && rested() { slack } else { Slack::NONE }

@@ -108,8 +108,12 @@ impl Arena {
 
     /// Changes the number of pages that it keeps memory for. What is too much and not in use goes at once.
     pub(super) fn set_limit(&self, pages: usize) {
-        self.memory.state.lock().limit = limit_for(pages);
-        self.memory.trim();
+        let surplus = {
+            let mut state = self.memory.state.lock();
+            state.limit = limit_for(pages);
+            state.take_surplus(self.memory.page_bytes)
+        };
+        self.memory.let_go(surplus);
     }
 
     /// Bytes of memory that it has.
@@ -125,8 +129,12 @@ fn limit_for(pages: usize) -> usize {
 
 impl BufOwner for Memory {
     fn give_back(&self, slot: u32) {
-        self.state.lock().ready.push(slot);
-        self.trim();
+        let surplus = {
+            let mut state = self.state.lock();
+            state.ready.push(slot);
+            state.take_surplus(self.page_bytes)
+        };
+        self.let_go(surplus);
     }
 }
 
@@ -146,10 +154,10 @@ impl Memory {
         Some((slot, state.start_of(slot, self.page_bytes)))
     }
 
-    /// Gives back the memory of slots that are not in use, as far as there is more than the limit. Without the lock:
-    /// the end of a registration may be that of the device, which gives pages back.
-    fn trim(&self) {
-        let Some(Surplus { known, runs }) = self.state.lock().take_surplus(self.page_bytes) else { return };
+    /// Gives back the memory of slots that have been taken out. Without the lock: the end of a registration may be
+    /// that of the device, which gives pages back.
+    fn let_go(&self, surplus: Option<Surplus>) {
+        let Some(Surplus { known, runs }) = surplus else { return };
         // The device must not know pages that are no longer there.
         drop(known);
         for Run { start, slots } in runs {
