@@ -102,14 +102,14 @@ fn large_writes_show_up_as_data_and_flush() {
     let Rig { volume: v, .. } = rig();
     let ino = create(&v, "big");
     let before = v.stats();
-    v.write(ino, 0, &vec![1; 1 << 20], IoFlags { direct: true, ..BUFFERED }).unwrap();
+    v.write(ino, 0, &vec![1; 256 << 10], IoFlags { direct: true, ..BUFFERED }).unwrap();
     v.fsync(ino, false).unwrap();
     let after = v.stats();
     let grown = |s| after.stage(s).sum() - before.stage(s).sum();
     assert_eq!((grown(Stage::Data), grown(Stage::Flush)), (WRITE, FLUSH));
     assert_eq!(v.slowest_syncs()[0].0.culprit(), Some(Stage::Flush));
     let other = after.class(FileClass::Other);
-    assert_eq!((other.bytes_written, other.call(Call::Write).count()), (1 << 20, 1));
+    assert_eq!((other.bytes_written, other.call(Call::Write).count()), (256 << 10, 1));
 }
 
 #[test]

@@ -14,9 +14,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blockdev::IoClass;
+use blockdev::{AlignedBuf, IoClass};
 
-use super::map::{PageImage, Placed, Unwritten, freed_runs, requests_for};
+use super::map::{Placed, Unwritten, freed_runs};
 use super::range_lock::RangeGuard;
 use super::room::is_full;
 use super::write::without_priv;
@@ -116,7 +116,7 @@ impl Volume {
     pub(super) fn write_in_flight(
         &self,
         inode: &Inode,
-        (images, placed, before): (Vec<PageImage>, &[Placed], &[(PageNr, PageEntry)]),
+        (images, placed, before): (impl Iterator<Item = AlignedBuf>, &[Placed], &[(PageNr, PageEntry)]),
         hold: &mut Hold,
         sync: bool,
         range: RangeGuard<'_>,
@@ -202,12 +202,12 @@ impl Volume {
         if deleted || covered > disk_size || (inline() && !mutants::active(Mutant::FlyOverJournal)) {
             return Ok(false);
         }
-        let lens: Vec<_> = frames.iter().map(|(page, _)| (*page, self.blocks_needed(*page, size))).collect();
+        let lens = self.lens_of(frames, size);
         let before = self.entries_of(inode, &lens)?;
         let Some(before) = self.taken_back_simply(inode, &lens, before) else { return Ok(false) };
-        let (images, _) = self.images_of(frames, size);
         let mut pages = Some(range);
-        let outcome = self.write_from_places(inode, frames, images, |images, placed, hold| {
+        let outcome = self.write_from_places(inode, frames, &lens, |placed, hold| {
+            let images = self.images_of(frames, size);
             let airborne =
                 self.take_off(inode, (images, placed, &before), hold, |state| sync && state.lazy)?;
             frames.iter().for_each(|(_, frame)| frame.write().sync = Some(airborne.flight.clone()));
@@ -238,17 +238,17 @@ impl Volume {
     fn take_off(
         &self,
         inode: &Inode,
-        (images, placed, before): (Vec<PageImage>, &[Placed], &[(PageNr, PageEntry)]),
+        (images, placed, before): (impl Iterator<Item = AlignedBuf>, &[Placed], &[(PageNr, PageEntry)]),
         hold: &mut Hold,
         update: impl FnOnce(&mut InodeState) -> bool,
     ) -> std::result::Result<Airborne, Unwritten> {
         let fua = self.device.capabilities().native_fua && placed.len() <= MOST_FUA;
-        let (requests, written) = requests_for(images, placed, IoClass::Data, fua);
+        let writing = self.stats.time_for(Stage::Data, inode.usage.class());
+        let (sent, written) = self.send(images, placed, IoClass::Data, fua);
         let changes = self.map_over(inode, written, before);
         let way_back =
             WayBack::new(inode.ino, before, freed_runs(&changes), placed.iter().map(|p| p.run).collect());
-        let writing = self.stats.time_for(Stage::Data, inode.usage.class());
-        let flight = Flight::new(self.device.submit(requests), fua, way_back);
+        let flight = Flight::new(sent.submit(self), fua, way_back);
         drop(writing);
         self.count_data(placed);
         match self.apply_flight(inode, changes, &flight, update) {

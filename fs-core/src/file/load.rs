@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use blockdev::AlignedBuf;
 
-use super::runs::{Wanted, read_runs};
+use super::runs::{Wanted, part_of, read_runs};
 use crate::cache::{Claim, Flight, FrameData, FrameRef};
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
@@ -109,19 +109,22 @@ impl Volume {
         data.hold = self.space.take_patched(self.page_blocks().into());
     }
 
-    /// Reads the wanted pages from `first` on past the cache. Holes and unwritten pages are zeros.
+    /// Reads the wanted pages from `first` on past the cache, and gives `took` each with its index, in any order.
+    /// Holes and unwritten pages are zeros.
     pub(crate) fn read_pages(
         &self,
         inode: &Inode,
         first: PageNr,
         wanted: &[bool],
-    ) -> Result<Vec<Option<AlignedBuf>>> {
+        took: &mut dyn FnMut(usize, AlignedBuf),
+    ) -> Result<()> {
         let mut entries = vec![PageEntry::Hole; wanted.len()];
         self.meta.pages(inode.ino, first, &mut entries)?;
-        self.read_entries(inode, first, &entries, wanted)
+        self.read_entries(inode, first, &entries, wanted, took)
     }
 
-    /// As [`read_pages`](Self::read_pages), but for those that have been read ahead.
+    /// Reads the wanted pages from `first` on, but for those that have been read ahead. Holes and unwritten pages are
+    /// zeros.
     fn read_or_take(
         &self,
         inode: &Inode,
@@ -138,7 +141,8 @@ impl Volume {
                 *wanted = false;
             }
         }
-        let mut out = self.read_entries(inode, first, &entries, &wanted)?;
+        let mut out: Vec<Option<AlignedBuf>> = (0..wanted.len()).map(|_| None).collect();
+        self.read_entries(inode, first, &entries, &wanted, &mut |i, page| out[i] = Some(page))?;
         if taken.is_empty() {
             return Ok(out);
         }
@@ -158,37 +162,34 @@ impl Volume {
         if failed.contains(&true) {
             // Their blocks were used for something else when they were read, or the device has failed. Now nobody
             // can change them.
-            for (page, out) in self.read_entries(inode, first, &entries, &failed)?.into_iter().zip(&mut out) {
-                *out = page.or(out.take());
-            }
+            self.read_entries(inode, first, &entries, &failed, &mut |i, page| out[i] = Some(page))?;
         }
         Ok(out)
     }
 
-    /// Reads the wanted ones of the pages from `first` on that have these entries.
+    /// Reads the wanted ones of the pages from `first` on that have these entries, and gives `took` each with its
+    /// index.
     fn read_entries(
         &self,
         inode: &Inode,
         first: PageNr,
         entries: &[PageEntry],
         wanted: &[bool],
-    ) -> Result<Vec<Option<AlignedBuf>>> {
-        let runs = read_runs(entries, wanted);
-        let loading = (!runs.is_empty()).then(|| self.stats.time_for(Stage::Load, inode.usage.class()));
-        let mut out: Vec<Option<AlignedBuf>> = (0..wanted.len()).map(|_| None).collect();
-        let read = self.read_all(&runs, &mut |page, buf| {
-            let nr = PageNr(first.0 + page.index as u64);
-            out[page.index] = Some(self.verified(inode, nr, buf, &page)?);
-            Ok(())
-        });
-        drop(loading);
-        read?;
-        for (slot, wanted) in out.iter_mut().zip(wanted) {
-            if *wanted && slot.is_none() {
-                *slot = Some(self.cache.zeroed_page());
-            }
+        took: &mut dyn FnMut(usize, AlignedBuf),
+    ) -> Result<()> {
+        let most = part_of(wanted.len() as u32 * self.page_blocks());
+        let runs = read_runs(entries, wanted, most);
+        if !runs.is_empty() {
+            let _loading = self.stats.time_for(Stage::Load, inode.usage.class());
+            self.read_all(&runs, &mut |page, buf| {
+                let nr = PageNr(first.0 + page.index as u64);
+                took(page.index, self.verified(inode, nr, buf, &page)?);
+                Ok(())
+            })?;
         }
-        Ok(out)
+        let unmapped = |i: &usize| wanted[*i] && !matches!(entries[*i], PageEntry::Mapped(..));
+        (0..wanted.len()).filter(unmapped).for_each(|i| took(i, self.cache.zeroed_page()));
+        Ok(())
     }
 
     /// For what is read or written, with any content: memory of the cache's for a whole page, which the device knows,

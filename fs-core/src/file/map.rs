@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blockdev::{AlignedBuf, IoClass, Request};
+use blockdev::{AlignedBuf, IoClass};
 
 use crate::alloc::{self, Class, Hold, Request as SpaceRequest};
 use crate::error::{FsError, Result};
@@ -11,16 +11,8 @@ use crate::format::{Change, MappedRun, PageEntry};
 use crate::fs::{Inode, InodeState};
 use crate::mutants::{self, Mutant};
 use crate::stats::Stage;
-use crate::types::{BLOCK_SIZE, BlockNr, BlockRun, PageNr};
-use crate::volume::{Flight, Volume, check_all};
-
-/// New content of a page, in memory that nobody else can change.
-pub(crate) struct PageImage {
-    /// The page.
-    pub(crate) page: PageNr,
-    /// Its bytes: whole blocks; fewer than a page at the end of a file.
-    pub(crate) buf: AlignedBuf,
-}
+use crate::types::{BlockNr, BlockRun, PageNr};
+use crate::volume::{Flight, Volume};
 
 /// Consecutive pages that were written to consecutive blocks.
 pub(crate) struct WrittenRun {
@@ -103,13 +95,13 @@ impl From<Unwritten> for FsError {
 }
 
 impl Volume {
-    /// Writes the images (ascending by page) to their places and maps them, with what `update` changes
+    /// Writes the images to their places (see [`send`](Self::send)) and maps them, with what `update` changes
     /// of the inode. The caller holds the pages exclusively. If it fails nothing has changed. Blocks of
     /// a failed write stay in quarantine; others that are not the frames' own are back in `hold`.
     pub(crate) fn write_and_map(
         &self,
         inode: &Inode,
-        images: Vec<PageImage>,
+        images: impl Iterator<Item = AlignedBuf>,
         placed: &[Placed],
         class: IoClass,
         hold: &mut Hold,
@@ -135,16 +127,16 @@ impl Volume {
         }
     }
 
-    /// Writes the images (ascending by page) to their places and waits. Nothing is mapped yet. On
-    /// failure the blocks are in quarantine.
+    /// Writes the images to their places and waits. Nothing is mapped yet. On failure the blocks are in
+    /// quarantine.
     fn write_images(
         &self,
-        images: Vec<PageImage>,
+        images: impl Iterator<Item = AlignedBuf>,
         placed: &[Placed],
         class: IoClass,
     ) -> Result<Vec<WrittenRun>> {
-        let (requests, written) = requests_for(images, placed, class, false);
-        let outcome = check_all(self.device.execute_all(requests));
+        let (sent, written) = self.send(images, placed, class, false);
+        let outcome = sent.finish(self);
         self.note_unflushed(self.count_data(placed));
         if let Err(e) = outcome {
             placed.iter().for_each(|p| self.quarantine(p.run));
@@ -356,25 +348,6 @@ impl Mapping {
             self.changes.extend(frees);
         }
     }
-}
-
-/// The writes of images (ascending by page) to their places, and what will be there.
-pub(super) fn requests_for(
-    images: Vec<PageImage>,
-    placed: &[Placed],
-    class: IoClass,
-    fua: bool,
-) -> (Vec<Request>, Vec<WrittenRun>) {
-    let mut images = images.into_iter();
-    let runs = placed.iter().map(|&Placed { page, run: blocks, pages, .. }| {
-        let bufs: Vec<AlignedBuf> = images.by_ref().take(pages as usize).map(|i| i.buf).collect();
-        let crcs = bufs.iter().map(|b| crc32c::crc32c(b)).collect();
-        let last_blocks = bufs.last().map_or(0, |b| b.len() / BLOCK_SIZE) as u8;
-        let request = Request::write(blocks.start.offset(), bufs, fua, class);
-        let run = MappedRun { start: blocks.start, pages, last_blocks, crcs: Some(crcs) };
-        (request, WrittenRun { page, run })
-    });
-    runs.unzip()
 }
 
 /// Frees the blocks of entries, joining neighbours.

@@ -15,6 +15,7 @@ mod resize;
 mod room;
 mod runs;
 mod seek;
+mod send;
 mod streams;
 mod tail;
 mod through;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use blockdev::{AlignedBuf, IoClass, Pending};
 use parking_lot::Mutex;
 
-use super::runs::{ReadRun, read_runs};
+use super::runs::{MAX_READ, ReadRun, read_runs};
 use crate::error::Result;
 use crate::format::PageEntry;
 use crate::fs::Inode;
@@ -178,7 +178,7 @@ impl Volume {
             !self.cache.contains(inode.ino, page_of(i)) && !self.prefetched.contains(inode.ino, page_of(i))
         };
         let wanted: Vec<bool> = (0..entries.len()).map(missing).collect();
-        let runs = read_runs(&entries, &wanted);
+        let runs = read_runs(&entries, &wanted, MAX_READ);
         let pages: usize = runs.iter().map(|run| run.pages.len()).sum();
         let requests = runs.iter().map(|run| run.request(self, IoClass::ReadAhead)).collect();
         let mut dropped = 0;

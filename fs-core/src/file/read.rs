@@ -78,13 +78,9 @@ impl Volume {
                 *wanted = false;
             }
         }
-        let pages = self.read_pages(inode, first, &wanted)?;
-        for (i, page) in pages.iter().enumerate() {
-            if let Some(page) = page {
-                self.copy_page(offset, first.0 + i as u64, page, buf);
-            }
-        }
-        Ok(())
+        self.read_pages(inode, first, &wanted, &mut |i, page| {
+            self.copy_page(offset, first.0 + i as u64, &page, buf);
+        })
     }
 
     /// Copies what page `page` has of the bytes from `offset` on into `buf`.

@@ -8,7 +8,7 @@
 //! must not wait for space on its way home. The others, which overwrite what is mapped, draw on the
 //! reserve and the allocator's cushion when they are written: what they take, they give back.
 
-use super::map::{Near, PageImage, Placed};
+use super::map::{Near, Placed};
 use crate::alloc::{Hold, Purpose};
 use crate::cache::{FrameData, FrameRef};
 use crate::error::{FsError, Result};
@@ -155,20 +155,20 @@ impl Volume {
         self.cache.settle(data)
     }
 
-    /// Holds space for the images of pages that have `entries`; ENOSPC if there is none at the moment. Also
+    /// Holds space for images (pages, and blocks of each) of pages that have `entries`; ENOSPC if there is none at the moment. Also
     /// tells whether all of it will come back. The caller has the pages exclusively.
     pub(crate) fn hold_for_images(
         &self,
         inode: &Inode,
-        images: &[PageImage],
+        lens: &[(PageNr, u32)],
         entries: &[PageEntry],
     ) -> Result<(Hold, bool)> {
         let unhomed = inode.unhomed.lock();
         let (mut user, mut over) = (0, 0);
-        for (image, entry) in images.iter().zip(entries) {
-            let needs = (image.buf.len() / BLOCK_SIZE) as u64;
+        for ((page, needs), entry) in lens.iter().zip(entries) {
+            let needs = u64::from(*needs);
             // The place of a dirty page comes free when this write replaces it.
-            let place = unhomed.get(&image.page).and_then(|f| f.read().place);
+            let place = unhomed.get(page).and_then(|f| f.read().place);
             let has = entry.blocks().map_or(0, |b| u32::from(b.len)).max(place.map_or(0, |run| run.len));
             user += needs.saturating_sub(has.into());
             over += needs.min(has.into());
@@ -226,18 +226,16 @@ impl Volume {
         Ok(true)
     }
 
-    /// Where to write the images of frames: in one run if there is one, else in the frames' places; and
+    /// Where to write the images of frames (pages, and blocks of each): in one run if there is one, else in the frames' places; and
     /// what is missing, in space from the reserve, which may be what they held. Takes nothing on failure.
     pub(crate) fn place_images(
         &self,
         inode: &Inode,
         frames: &[(PageNr, FrameRef)],
-        images: &[PageImage],
+        lens: &[(PageNr, u32)],
         goal: Option<BlockNr>,
         hold: &mut Hold,
     ) -> Result<Vec<Placed>> {
-        let lens: Vec<(PageNr, u32)> =
-            images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
         let place_of = |page: PageNr| {
             let at = frames.binary_search_by_key(&page, |(p, _)| *p).ok()?;
             frames[at].1.read().place
@@ -271,7 +269,7 @@ impl Volume {
             }
             i += n;
         }
-        Ok(self.in_one_run(&lens, goal, &placed).unwrap_or(placed))
+        Ok(self.in_one_run(lens, goal, &placed).unwrap_or(placed))
     }
 
     /// A better layout for pages whose places are apart, if there is space to spare.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use blockdev::{AlignedBuf, IoClass, Request};
+use blockdev::{AlignedBuf, Completion, IoClass, Request};
 
 use crate::error::{FsError, Result};
 use crate::format::PageEntry;
@@ -14,7 +14,17 @@ use crate::types::{BLOCK_SIZE, BlockNr, BlockRun};
 use crate::volume::Volume;
 
 /// Largest single read in blocks.
-const MAX_READ: u32 = 256;
+pub(super) const MAX_READ: u32 = 256;
+
+/// What somebody waits for is read in so many parts, unless they were smaller than that (in blocks): he verifies and
+/// copies the first one while the others are still under way.
+const PARTS: u32 = 4;
+const SMALLEST_PART: u32 = 64;
+
+/// The largest single read, in blocks, of somebody who waits for so many blocks.
+pub(super) fn part_of(blocks: u32) -> u32 {
+    (blocks / PARTS).clamp(SMALLEST_PART, MAX_READ)
+}
 
 /// A gap is read, too, if it has at most so many blocks (the time of a small request is that of reading about so
 /// many), and one more for this many blocks of pages before it in the request.
@@ -46,13 +56,13 @@ impl ReadRun {
         Self { pages: vec![page], blocks: page.blocks, useful: page.blocks.len }
     }
 
-    /// Adds the next page, if it should be read together with the others.
-    fn takes(&mut self, page: Wanted) -> bool {
+    /// Adds the next page, if it should be read together with the others, in at most `most` blocks.
+    fn takes(&mut self, page: Wanted, most: u32) -> bool {
         let end = self.blocks.end();
         // Two pages in the same blocks would be corruption, which the checksums tell.
         let Some(gap) = page.blocks.start.0.checked_sub(end.0) else { return false };
         let bearable = gap == 0 || gap <= u64::from(GAP + self.useful / PAGES_PER_GAP);
-        let long = u64::from(self.blocks.len) + gap + u64::from(page.blocks.len) > u64::from(MAX_READ);
+        let long = u64::from(self.blocks.len) + gap + u64::from(page.blocks.len) > u64::from(most);
         if !bearable || long {
             return false;
         }
@@ -97,8 +107,9 @@ impl ReadRun {
     }
 }
 
-/// The requests that bring the wanted ones of the pages with these entries, as far as they are mapped.
-pub(super) fn read_runs(entries: &[PageEntry], wanted: &[bool]) -> Vec<ReadRun> {
+/// The requests, of at most `most` blocks, that bring the wanted ones of the pages with these entries, as far
+/// as they are mapped.
+pub(super) fn read_runs(entries: &[PageEntry], wanted: &[bool], most: u32) -> Vec<ReadRun> {
     let mapped = |(index, entry): (usize, &PageEntry)| match entry {
         PageEntry::Mapped(blocks, crc) if wanted[index] => {
             Some(Wanted { index, blocks: blocks.run(), crc: *crc })
@@ -109,7 +120,7 @@ pub(super) fn read_runs(entries: &[PageEntry], wanted: &[bool]) -> Vec<ReadRun> 
     pages.sort_by_key(|page| page.blocks.start);
     let mut runs: Vec<ReadRun> = Vec::new();
     for page in pages {
-        if !runs.last_mut().is_some_and(|run| run.takes(page)) {
+        if !runs.last_mut().is_some_and(|run| run.takes(page, most)) {
             runs.push(ReadRun::new(page));
         }
     }
@@ -127,21 +138,26 @@ impl Volume {
         })
     }
 
-    /// Reads what `runs` name. A run that cannot be read, and has gaps, is read page by page: the fault may be
-    /// in the gaps. Whatever has arrived goes to `arrived`; returns the first error.
+    /// Reads what `runs` name. What has arrived goes to `arrived` while the rest is still under way. A run that
+    /// cannot be read, and has gaps, is read page by page: the fault may be in the gaps. Returns the first error.
     pub(super) fn read_all(
         &self,
         runs: &[ReadRun],
         arrived: &mut dyn FnMut(Wanted, AlignedBuf) -> Result<()>,
     ) -> Result<()> {
-        let requests = runs.iter().map(|run| run.request(self, IoClass::Data)).collect();
+        let mut requests: Vec<Request> = runs.iter().map(|run| run.request(self, IoClass::Data)).collect();
+        let mut land = |run: &ReadRun, completion: Completion| match completion.result {
+            Ok(()) => run.take(completion.bufs).try_for_each(|(page, buf)| arrived(page, buf)),
+            Err(_) if run.has_gaps() => self.read_all(&run.split(), arrived),
+            Err(e) => Err(FsError::from(e)),
+        };
+        // One request alone needs no queue.
+        if let ([run], Some(request)) = (runs, requests.pop_if(|_| runs.len() == 1)) {
+            return land(run, self.device.execute(request));
+        }
         let mut outcome = Ok(());
-        for (run, completion) in runs.iter().zip(self.device.execute_all(requests)) {
-            let read = match completion.result {
-                Ok(()) => run.take(completion.bufs).try_for_each(|(page, buf)| arrived(page, buf)),
-                Err(_) if run.has_gaps() => self.read_all(&run.split(), arrived),
-                Err(e) => Err(FsError::from(e)),
-            };
+        for (run, pending) in runs.iter().zip(self.device.submit(requests)) {
+            let read = land(run, pending.wait());
             outcome = outcome.and(read);
         }
         outcome

@@ -1,8 +1,8 @@
 //! Direct and large synchronous writes: straight to new blocks, mapped in one step (contract C2).
 
-use blockdev::IoClass;
+use blockdev::{AlignedBuf, IoClass};
 
-use super::map::{Near, PageImage};
+use super::map::Near;
 use super::room::is_full;
 use super::write::without_priv;
 use crate::api::IoFlags;
@@ -12,6 +12,21 @@ use crate::fs::Inode;
 use crate::mutants::{self, Mutant};
 use crate::types::{BLOCK_SIZE, BlockNr, Ino, PageNr};
 use crate::volume::Volume;
+
+/// A write.
+struct Write<'a> {
+    offset: u64,
+    data: &'a [u8],
+    /// Sizes of the file before and after it.
+    size: u64,
+    new_size: u64,
+}
+
+impl Write<'_> {
+    fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+}
 
 impl Volume {
     /// Writes up to 1 MiB at `offset` as one atomic change, past the cache. True: what `flags` say of
@@ -52,17 +67,22 @@ impl Volume {
             return Err(FsError::STALE);
         }
         let new_size = size.max(end);
-        let images = (first.0..=last.0)
-            .map(|p| self.image(inode, PageNr(p), offset, data, size, new_size))
-            .collect::<Result<Vec<_>>>()?;
-        let lens: Vec<_> = images.iter().map(|i| (i.page, (i.buf.len() / BLOCK_SIZE) as u32)).collect();
-        let around = self.entries_around(inode, first, images.len())?;
-        let (goal, entries) = (around[0].blocks().map(|b| b.run().end()), &around[1..=images.len()]);
+        let write = Write { offset, data, size, new_size };
+        let mut head = self.what_stays(inode, first, &write)?;
+        let mut tail = if last == first { None } else { self.what_stays(inode, last, &write)? };
+        let lens: Vec<_> =
+            (first.0..=last.0).map(|p| (PageNr(p), self.blocks_needed(PageNr(p), new_size))).collect();
+        let images = lens.iter().map(|(page, _)| {
+            let stays = if *page == first { head.take() } else { tail.take_if(|_| *page == last) };
+            self.image(*page, stays, &write)
+        });
+        let around = self.entries_around(inode, first, lens.len())?;
+        let (goal, entries) = (around[0].blocks().map(|b| b.run().end()), &around[1..=lens.len()]);
         let before = match flags.dsync && !mutants::active(Mutant::IgnoreDsync) {
             true => self.may_fly(inode, &lens, entries, end, flags)?,
             false => None,
         };
-        let (mut hold, comes_back) = self.hold_for_images(inode, &images, entries)?;
+        let (mut hold, comes_back) = self.hold_for_images(inode, &lens, entries)?;
         let old = |page: PageNr| self.beside(&around[(page.0 - first.0) as usize..]);
         let placed = self.place_pages(&lens, Near { goal, old: &old }, &mut hold, comes_back)?;
         if let Some(before) = before {
@@ -95,33 +115,36 @@ impl Volume {
         Ok(false)
     }
 
-    /// The new content of a page: the write's bytes over what is there.
-    fn image(
-        &self,
-        inode: &Inode,
-        page: PageNr,
-        offset: u64,
-        data: &[u8],
-        size: u64,
-        new_size: u64,
-    ) -> Result<PageImage> {
+    /// Memory for the image of a page of which the write leaves something, with what is there now.
+    fn what_stays(&self, inode: &Inode, page: PageNr, write: &Write<'_>) -> Result<Option<AlignedBuf>> {
         let start = self.page_size().start_of(page);
         let page_end = start + self.page_bytes() as u64;
-        let end = offset + data.len() as u64;
-        let valid = (new_size.min(page_end) - start) as usize;
-        let (from, to) = (offset.max(start), end.min(page_end));
-        let mut buf = self.buffer_for(valid.next_multiple_of(BLOCK_SIZE));
-        if (to - from) as usize != buf.len() {
-            buf.fill(0); // it may have another page's bytes
+        let old = write.size.min(page_end).saturating_sub(start) as usize;
+        if old == 0 || (write.offset <= start && write.end() >= start + old as u64) {
+            return Ok(None);
         }
-        let old = size.min(page_end).saturating_sub(start) as usize;
-        if old > 0 && (offset > start || end < start + old as u64) {
-            let frame = self.load_frame(inode, page)?;
-            buf[..old].copy_from_slice(&frame.read().bytes()[..old]);
-        }
+        let frame = self.load_frame(inode, page)?;
+        let mut buf = self.buffer_for(self.blocks_needed(page, write.new_size) as usize * BLOCK_SIZE);
+        buf[old..].fill(0); // it may have another page's bytes
+        buf[..old].copy_from_slice(&frame.read().bytes()[..old]);
+        Ok(Some(buf))
+    }
+
+    /// The new content of a page: the write's bytes over what stays.
+    fn image(&self, page: PageNr, stays: Option<AlignedBuf>, write: &Write<'_>) -> AlignedBuf {
+        let Write { offset, data, .. } = *write;
+        let start = self.page_size().start_of(page);
+        let (from, to) = (offset.max(start), write.end().min(start + self.page_bytes() as u64));
+        let mut buf = stays.unwrap_or_else(|| {
+            let mut buf = self.buffer_for(self.blocks_needed(page, write.new_size) as usize * BLOCK_SIZE);
+            if (to - from) as usize != buf.len() {
+                buf.fill(0); // it may have another page's bytes
+            }
+            buf
+        });
         buf[(from - start) as usize..(to - start) as usize]
             .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
-        Ok(PageImage { page, buf })
+        buf
     }
 
     /// Where new blocks for `page` should go: behind those of the page before it.

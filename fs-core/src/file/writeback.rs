@@ -3,10 +3,10 @@
 //! A page is written and mapped under its exclusive range lock: what is mapped is the newest version,
 //! and no direct write can come in between (rule R8).
 
-use blockdev::IoClass;
+use blockdev::{AlignedBuf, IoClass};
 use std::ops::ControlFlow;
 
-use super::map::{PageImage, Placed, Unwritten};
+use super::map::{Placed, Unwritten};
 use super::room::is_full;
 use crate::alloc::{Hold, Purpose};
 use crate::cache::FrameRef;
@@ -107,13 +107,15 @@ impl Volume {
 
     /// Writes and maps the pages of some frames, in one step. The caller holds them exclusively.
     fn write_out(&self, inode: &Inode, frames: &[(PageNr, FrameRef)], size: u64) -> Result<usize> {
-        let (images, covered) = self.images_of(frames, size);
-        let n = images.len();
-        if n > 0 {
+        let lens = self.lens_of(frames, size);
+        let n = lens.len();
+        if let Some((last, _)) = lens.last() {
             if mutants::active(Mutant::CleanBeforeWrite) {
                 self.clean(inode, frames);
             }
-            self.write_from_places(inode, frames, images, |images, placed, hold| {
+            let covered = size.min(self.page_size().start_of(PageNr(last.0 + 1)));
+            self.write_from_places(inode, frames, &lens, |placed, hold| {
+                let images = self.images_of(frames, size);
                 self.write_and_map(inode, images, placed, IoClass::Background, hold, |state| {
                     let grows = state.disk_size < covered;
                     state.disk_size = state.disk_size.max(covered);
@@ -127,36 +129,40 @@ impl Volume {
         Ok(n)
     }
 
-    /// The frames' content as it is now, up to the end of a file of `size` bytes, and where that ends.
-    pub(super) fn images_of(&self, frames: &[(PageNr, FrameRef)], size: u64) -> (Vec<PageImage>, u64) {
-        let mut covered = 0;
-        let mut images = Vec::with_capacity(frames.len());
-        for (page, frame) in frames {
-            let start = self.page_size().start_of(*page);
-            let valid = size.saturating_sub(start).min(self.page_bytes() as u64) as usize;
-            if valid == 0 {
-                continue; // beyond the end: nothing of it may be seen
-            }
-            covered = start + valid as u64;
-            let len = valid.next_multiple_of(BLOCK_SIZE);
-            let mut buf = self.buffer_for(len);
-            buf.copy_from_slice(&frame.read().bytes()[..len]);
-            images.push(PageImage { page: *page, buf });
-        }
-        (images, covered)
+    /// The frames' pages, but for those behind the end of a file of `size` bytes, with the blocks that each needs.
+    pub(super) fn lens_of(&self, frames: &[(PageNr, FrameRef)], size: u64) -> Vec<(PageNr, u32)> {
+        let lens = frames.iter().map(|(page, _)| (*page, self.blocks_needed(*page, size)));
+        // Beyond the end: nothing of it may be seen.
+        lens.filter(|(_, blocks)| *blocks > 0).collect()
     }
 
-    /// Finds places for the images, those of their frames first, and has `write` write and map them there.
+    /// The content of these pages as it is when they are asked for.
+    pub(super) fn images_of(
+        &self,
+        frames: &[(PageNr, FrameRef)],
+        size: u64,
+    ) -> impl Iterator<Item = AlignedBuf> {
+        frames.iter().filter_map(move |(page, frame)| {
+            let len = self.blocks_needed(*page, size) as usize * BLOCK_SIZE;
+            (len > 0).then(|| {
+                let mut buf = self.buffer_for(len);
+                buf.copy_from_slice(&frame.read().bytes()[..len]);
+                buf
+            })
+        })
+    }
+
+    /// Finds places for the images of these lengths, those of their frames first, and has `write` write and map them there.
     /// What is missing comes from the reserve: the write was accepted when it was buffered. On failure the
     /// frames have what they had before, but for blocks that are in quarantine.
     pub(super) fn write_from_places(
         &self,
         inode: &Inode,
         frames: &[(PageNr, FrameRef)],
-        images: Vec<PageImage>,
-        write: impl FnOnce(Vec<PageImage>, &[Placed], &mut Hold) -> std::result::Result<(), Unwritten>,
+        lens: &[(PageNr, u32)],
+        write: impl FnOnce(&[Placed], &mut Hold) -> std::result::Result<(), Unwritten>,
     ) -> Result<()> {
-        let goal = self.goal_near(inode, images[0].page)?;
+        let goal = self.goal_near(inode, lens[0].0)?;
         let mut hold = self.space.alloc.hold(0, Purpose::Overwrite)?;
         let mut shares = Vec::with_capacity(frames.len());
         for (_, frame) in frames {
@@ -164,8 +170,8 @@ impl Volume {
             shares.push(share.as_ref().map(Hold::blocks));
             share.into_iter().for_each(|share| hold.merge(share));
         }
-        let outcome = self.place_images(inode, frames, &images, goal, &mut hold).and_then(|placed| {
-            let outcome = write(images, &placed, &mut hold);
+        let outcome = self.place_images(inode, frames, lens, goal, &mut hold).and_then(|placed| {
+            let outcome = write(&placed, &mut hold);
             if !matches!(outcome, Err(Unwritten::NotMapped(_))) {
                 self.leave_places(frames, &placed);
             }

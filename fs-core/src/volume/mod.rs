@@ -51,7 +51,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use admit::{Admission, Cost};
 pub use background::StopFlag;
-pub(crate) use commit::check_all;
+pub(crate) use commit::{check_all, wait_all};
 pub use counters::CounterValues;
 pub(crate) use draining::Draining;
 pub use explain::{Explanation, Extent};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use blockdev::BlockDevice;
 use blockdev::sim::{Effect, Fault, OpKind, SimDevice};
-use dbfs_fs_core::api::FsOps;
+use dbfs_fs_core::api::{FsOps, IoFlags};
 use dbfs_fs_core::{Ino, Volume};
 
 use crate::rig::*;
@@ -92,6 +92,37 @@ fn a_failed_direct_write_changes_nothing() {
     all.sync(&v);
     v.checkpoint().unwrap();
     all.check_device(&after_power_cut(&sim), "in the end");
+}
+
+/// A large write is sent in parts, and is all or nothing all the same.
+#[test]
+fn a_large_write_of_which_a_part_fails_changes_nothing() {
+    const LEN: usize = 1 << 20;
+    for flags in [DIRECT, IoFlags { dsync: true, ..DIRECT }] {
+        let mut parts = 0;
+        loop {
+            let (sim, v, mut all) = start();
+            all.write(&v, "f", 0, &pattern(LEN, 5), DIRECT);
+            all.sync(&v);
+            let ino = v.find("f").unwrap();
+            let area = superblock(&sim).first_data_block.offset()..SIZE;
+            sim.inject(Fault::new(Effect::eio()).on(OpKind::Write).within(area).after(parts));
+            let outcome = v.write(ino, 0, &pattern(LEN, 6), flags);
+            // All parts have been sent, and the record of a synchronous write comes next.
+            if sim.pending_faults() > 0 || v.failure().is_some() {
+                break;
+            }
+            assert_eq!(outcome.unwrap_err().errno(), libc::EIO, "part {parts}");
+            all.check(&v, "a part has failed");
+            v.fsync(ino, true).unwrap();
+            all.check_device(&after_power_cut(&sim), "a part has failed, and a power cut");
+            all.write(&v, "f", 0, &pattern(LEN, 7), flags);
+            all.sync(&v);
+            all.check_device(&after_power_cut(&sim), "it has succeeded the second time");
+            parts += 1;
+        }
+        assert!(parts >= 4, "{parts} parts");
+    }
 }
 
 /// Contract C1: the error is reported, by every fsync, until the pages are written after all.
