@@ -35,7 +35,7 @@ use crate::volume::{Flight, Volume, WayBack};
 /// Most pages of a sync that fly: each may be a range of its own, and be taken back by changes of its own.
 const MOST_PAGES: usize = 64;
 
-/// Most writes of a flight that use FUA: each waits for the medium, where one flush would do for all of them.
+/// Most places of a flight that use FUA: each write waits for the medium, where one flush would do for all of them.
 const MOST_FUA: usize = 8;
 
 /// What pages have before they fly, ascending.
@@ -203,6 +203,9 @@ impl Volume {
             return Ok(false);
         }
         let lens = self.lens_of(frames, size);
+        if lens.len() != frames.len() {
+            return Ok(false);
+        }
         let before = self.entries_of(inode, &lens)?;
         let Some(before) = self.taken_back_simply(inode, &lens, before) else { return Ok(false) };
         let mut pages = Some(range);
