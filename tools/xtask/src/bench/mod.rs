@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Subject::ALL)]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Subject::IN_TURN)]
     subjects: Vec<Subject>,
     /// Kinds of jobs
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Group::ALL)]

@@ -52,6 +52,18 @@ impl Subject {
         Subject::Library,
     ];
 
+    /// All, in the order of their turns: those that are compared are neighbours, as devices change in the course of
+    /// minutes.
+    pub const IN_TURN: [Subject; 7] = [
+        Subject::Raw,
+        Subject::Library,
+        Subject::Ext4,
+        Subject::Dbfs,
+        Subject::Noop,
+        Subject::Aged,
+        Subject::Xfs,
+    ];
+
     /// The column's title.
     pub fn name(self) -> &'static str {
         match self {
@@ -170,5 +182,15 @@ impl Subject {
         target.mount()?;
         figures.add(titles::RECOVERY, Unit::Milliseconds, self, start.elapsed().as_secs_f64() * 1e3);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subject_has_its_turn() {
+        assert!(Subject::ALL.iter().all(|s| Subject::IN_TURN.iter().filter(|t| *t == s).count() == 1));
     }
 }
