@@ -204,7 +204,7 @@ impl Volume {
         }
         let lens = self.lens_of(frames, size);
         if lens.len() != frames.len() {
-            return Ok(false);
+            return Ok(false); // what is behind the end does not fly, and would be taken for clean
         }
         let before = self.entries_of(inode, &lens)?;
         let Some(before) = self.taken_back_simply(inode, &lens, before) else { return Ok(false) };

@@ -152,8 +152,8 @@ impl Volume {
         })
     }
 
-    /// Finds places for the images of these lengths, those of their frames first, and has `write` write and map them there.
-    /// What is missing comes from the reserve: the write was accepted when it was buffered. On failure the
+    /// Finds places for images of these pages and blocks, those of their frames first, and has `write` write and map
+    /// them there. What is missing comes from the reserve: the write was accepted when it was buffered. On failure the
     /// frames have what they had before, but for blocks that are in quarantine.
     pub(super) fn write_from_places(
         &self,
